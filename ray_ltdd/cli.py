@@ -1,0 +1,215 @@
+"""The command line. Commands only parse, call and print."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ray_ltdd.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+data_app = typer.Typer(no_args_is_help=True, help="Prepare and describe datasets.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings by dotted name, such as recover.steps=75")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, only the outcome")]
+Json = Annotated[bool, typer.Option("--json", help="print the outcome as JSON and nothing else")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Distil a long-tailed dataset and test what students learn from it. An interrupted run is continued by the same command."""
+    from ray_ltdd.config import load_config
+    from ray_ltdd.reporting import make_reporter
+    from ray_ltdd.runs import execute, open_run
+
+    reporter = make_reporter(quiet or as_json)
+    opened = open_run(load_config(config, overrides or []).config, reporter)
+    if not (quiet or as_json):
+        reporter.console.print(f"Run folder: {opened.folder}", soft_wrap=True)
+        reporter.console.print(f"Split: {opened.bench.split.name}, fingerprint {opened.bench.split.fingerprint[:12]}", soft_wrap=True)
+    _print_report(execute(opened), as_json)
+
+
+@app.command()
+def show(config: Annotated[Path, typer.Argument(metavar="CONFIG")], overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print every resolved setting and where its value came from."""
+    from ray_ltdd.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    if as_json:
+        print(json.dumps(loaded.config.model_dump(mode="json"), indent=1))
+        return
+    table = Table(title=f"Settings, fingerprint {loaded.config.fingerprint}", title_justify="left")
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading, overflow="fold")
+    dumped = loaded.config.model_dump(mode="json")
+    for name, origin in loaded.origins.items():
+        value: Any = dumped
+        for part in name.split("."):
+            value = value[part]
+        table.add_row(name, json.dumps(value), origin, style=None if origin != "default" else "dim")
+    Console().print(table)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")],
+    student: Annotated[str | None, typer.Option(help="architecture, such as vgg11; empty: the run's own")] = None,
+    seeds: Annotated[int | None, typer.Option(help="number of students")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train further students on a run's distilled images: another architecture, more seeds."""
+    from ray_ltdd.reporting import make_reporter
+    from ray_ltdd.runs import execute, open_run, reopen_config
+
+    change: dict[str, Any] = {}
+    if student is not None:
+        change["model"] = {"architecture": student}
+    if seeds is not None:
+        change["seeds"] = seeds
+    config = reopen_config(folder, {"evaluate": change})
+    _print_report(execute(open_run(config, make_reporter(quiet or as_json), folder)), as_json)
+
+
+@app.command()
+def gallery(folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
+    """Draw a run's initial and distilled images."""
+    from ray_ltdd import pipeline
+    from ray_ltdd.reporting import make_reporter
+    from ray_ltdd.runs import draw_run_gallery, open_run, reopen_config
+
+    opened = open_run(reopen_config(folder, {}), make_reporter(quiet=True), folder)
+    print(draw_run_gallery(opened, pipeline.distil(opened.config, opened.bench, opened.executor)))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has, and what would be slow on it and why."""
+    from ray_ltdd.doctor import examine
+
+    facts, advice = examine()
+    if as_json:
+        print(json.dumps({"facts": facts, "advice": advice}, indent=1))
+        return
+    table = Table(show_header=False, title="This machine", title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    for sentence in advice:
+        console.print(f"- {sentence}", soft_wrap=True)
+
+
+@data_app.command("prepare")
+def data_prepare(name: Annotated[str, typer.Argument(help="a benchmark's name or a YAML file")], overrides: Overrides = None) -> None:
+    """Fetch and decode a dataset once."""
+    from ray_ltdd.reporting import make_reporter
+    from ray_ltdd.runs import prepare
+
+    prepared = prepare(_data_config(name, overrides), make_reporter(quiet=False))
+    print(f"{prepared.dataset}: {len(prepared.train.label_N):,} training and {len(prepared.test.label_N):,} test images")
+    print(f"prepared in {prepared.folder}")
+
+
+@data_app.command("describe")
+def data_describe(
+    name: Annotated[str, typer.Argument(help="a benchmark's name or a YAML file")],
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="PNG of the profile; empty: SPLIT.png in the current folder")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a long-tailed split's counts per class and its fingerprint, and draw its profile."""
+    from ray_ltdd.data.describe import describe, profile_figure, profile_rows
+    from ray_ltdd.data.split import draw_split
+    from ray_ltdd.reporting import make_reporter
+    from ray_ltdd.runs import prepare
+
+    config = _data_config(name, overrides)
+    prepared = prepare(config, make_reporter(quiet=as_json))
+    split = draw_split(config.split, prepared)
+    path = output or Path(f"{split.name}.png")
+    profile_figure(split, prepared.class_names, path)
+    if as_json:
+        print(json.dumps({**describe(prepared, split), "figure": str(path)}, indent=1))
+        return
+    Console().print(profile_rows(split, prepared.class_names))
+    print(f"split {split.name}, fingerprint {split.fingerprint[:12]}")
+    print(f"picture: {path}")
+
+
+def _data_config(name: str, overrides: list[str] | None) -> Any:
+    from ray_ltdd.config import load_config, parse_override, validate
+
+    if name.endswith((".yaml", ".yml")):
+        return load_config(name, overrides or []).config
+    values: dict[str, Any] = {"data": {"dataset": name}}
+    for override in overrides or []:
+        path, value = parse_override(override)
+        section, _, setting = path.partition(".")
+        values.setdefault(section, {})[setting] = value
+    return validate(values, "command line")
+
+
+def _print_report(report: Any, as_json: bool) -> None:
+    from ray_ltdd.results.summary import outcome_table, stage_table
+
+    if as_json:
+        print(json.dumps(report.describe(), indent=1))
+        return
+    console = Console()
+    n_tested = len(report.run.bench.bank(report.run.config.evaluate.part))
+    console.print(stage_table(report.records))
+    console.print(outcome_table(report.outcomes, report.run.config.evaluate.part, n_tested, report.group_rule))
+    for note in report.notes:
+        console.print(f"Note: {note}", soft_wrap=True)
+    labels = report.run.config.relabel.labels
+    kept = " (the teacher in the loop)" if labels == "online" else ""
+    console.print(f"Bytes: {report.image_bytes:,} of images, {report.label_bytes:,} of '{labels}' labels{kept}.", soft_wrap=True)
+    for name, path in (("picture", "gallery.png"), ("dataset", "distilled"), ("result rows", "results")):
+        console.print(f"{name:>12}: {report.run.folder / path}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Entry point: input errors end with one sentence each and status 2, Ctrl-C with status 130."""
+    warnings.showwarning = _show_warning
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        _fail(str(error), 2)
+    except typer.Abort:
+        _fail("interrupted; the same command continues where this one stopped.", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues where this one stopped.", 130)
+    except typer.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        _fail(f"{usage()} (`ray-ltdd --help` lists the commands)", 2)
+
+
+def _fail(message: str, status: int) -> None:
+    for line in message.splitlines():
+        print(f"ray-ltdd: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"ray-ltdd: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

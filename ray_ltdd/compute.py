@@ -1,0 +1,96 @@
+"""Where and how tensors are computed: device, precision, compilation, threads.
+
+bf16 is chosen only where the hardware multiplies in it: on a CPU without such instructions torch emulates them, measured 8 times slower than float32
+(ConvNet-3, 33 against 289 images/s on an AVX2 machine), while on one that has them it is 2 to 4 times faster.
+"""
+
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import Field
+
+from ray_ltdd.errors import InputError
+from ray_ltdd.settings import Settings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+COMPILE_WORTH_IMAGES = 40_000
+"""Forward-and-backward images (at 32x32 pixels) from which compiling a ConvNet on 2 cores earns back its 10 to 15 seconds."""
+
+
+class ComputeConfig(Settings):
+    """Device, precision, compilation."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live; auto takes a GPU when CUDA sees one")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="type of forward and backward passes; auto takes bfloat16 where the hardware multiplies in it. Moments are always float64",
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto compiles stages with enough work to earn it back")
+    threads: int | None = Field(None, ge=1, description="CPU threads torch uses; empty: as many as torch chooses")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The resolved choice. Small and picklable."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compiles: Literal["auto", "on", "off"] = "auto"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context for forward passes; does nothing in float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def compile(self, function: Function, n_images: int, image_size: int) -> Function:
+        """Return `function` compiled if that pays off for `n_images` passes at `image_size` pixels, else as it is.
+
+        The rule looks at the settings only, never at a clock: compiled and eager code round differently, and a run must give the same bytes twice.
+        """
+        worth = n_images * image_size**2 >= COMPILE_WORTH_IMAGES * 32**2
+        if self.compiles == "on" or (self.compiles == "auto" and worth):
+            return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+        return function
+
+    def describe(self) -> dict[str, str]:
+        """Plain data for the result rows."""
+        return {
+            "device": str(self.device),
+            "precision": str(self.dtype).removeprefix("torch."),
+            "compile": self.compiles,
+        }
+
+
+def resolve_backend(config: ComputeConfig) -> Backend:
+    """Choose device and precision, and set torch's thread count.
+
+    Raises:
+        InputError: CUDA is asked for and not there.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("compute.device=cuda, but torch sees no CUDA device here: use compute.device=auto or cpu.")
+    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.precision == "auto":
+        dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+    else:
+        dtype = getattr(torch, config.precision)
+    return Backend(device, dtype, config.compile)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware (NVIDIA from Ampere; x86 with AVX512-BF16 or AMX; ARM with bf16)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    info = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not info.exists():
+        return False
+    flags = next((line for line in info.read_text().splitlines() if line.lower().startswith(("flags", "features"))), "")
+    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,259 @@
+"""The settings of one experiment: every stage's own settings nested, loaded strictly, overridable by dotted name.
+
+Precedence, the later wins:
+1. defaults, written beside each setting;
+2. the YAML file;
+3. key=value on the command line.
+The values under `experts` are then the defaults of `observer.training`, `teacher.training` and the trainings of `more_teachers`.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ray_ltdd.compute import ComputeConfig
+from ray_ltdd.data.prepare import DataConfig
+from ray_ltdd.data.split import SplitConfig
+from ray_ltdd.errors import InputError
+from ray_ltdd.settings import Settings
+from ray_ltdd.stages.calibrate import CalibrateConfig
+from ray_ltdd.stages.evaluate import EvaluateConfig
+from ray_ltdd.stages.experts import ExpertConfig, ExpertTraining
+from ray_ltdd.stages.recover import RecoverConfig
+from ray_ltdd.stages.relabel import RelabelConfig
+from ray_ltdd.stages.select_crops import SelectCropsConfig
+
+_ROLES = ("observer", "teacher")
+
+
+class DistillConfig(Settings):
+    """The size of the distilled dataset."""
+
+    images_per_class: int = Field(10, ge=1, description="IPC: distilled images of every class")
+    classes_per_unit: int = Field(10, ge=1, description="classes of a work unit, whatever the number of workers")
+
+
+class OutputConfig(Settings):
+    """Where things go."""
+
+    root: str = Field("runs", description="folder that holds one folder per run")
+    store: str | None = Field(None, description="folder of artifacts, shared by all runs; empty: ROOT/store")
+    checkpoint_seconds: float = Field(
+        20.0, ge=0, description="seconds between saves of a training's or recovery's state, which a later run continues"
+    )
+
+    @property
+    def store_path(self) -> Path:
+        """The artifact store's folder."""
+        return Path(self.store) if self.store else Path(self.root) / "store"
+
+
+class ExperimentConfig(Settings):
+    """One experiment: a dataset, its long-tailed split, and the five stages."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$", description="first part of the run folder's name")
+    seed: int = Field(0, ge=0, description="every random draw but the split's derives from it")
+    data: DataConfig = Field(default_factory=DataConfig, description="the dataset")
+    split: SplitConfig = Field(default_factory=SplitConfig, description="the long-tailed training split")
+    distill: DistillConfig = Field(default_factory=DistillConfig, description="size of the distilled dataset")
+    experts: ExpertTraining = Field(default_factory=ExpertTraining, description="how experts are trained")
+    observer: ExpertConfig = Field(default_factory=ExpertConfig, description="the expert whose statistics are matched")
+    teacher: ExpertConfig = Field(default_factory=ExpertConfig, description="the expert that scores crops and gives soft labels")
+    more_teachers: tuple[ExpertConfig, ...] = Field((), description="further teachers; logits are averaged over all")
+    calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig, description="fair statistics")
+    select_crops: SelectCropsConfig = Field(default_factory=SelectCropsConfig, description="initial images")
+    recover: RecoverConfig = Field(default_factory=RecoverConfig, description="recovery of pixels")
+    relabel: RelabelConfig = Field(default_factory=RelabelConfig, description="soft labels and the student's views")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="students and baselines")
+    compute: ComputeConfig = Field(default_factory=ComputeConfig, description="device, precision, compilation")
+    output: OutputConfig = Field(default_factory=OutputConfig, description="folders")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit_training(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("experts", {}), dict):
+            return values
+        common = values.get("experts", {})
+        merged = dict(values)
+        for role in _ROLES:
+            if isinstance(values.get(role, {}), dict):
+                merged[role] = _with_training(values.get(role, {}), common)
+        more = values.get("more_teachers", ())
+        if isinstance(more, list | tuple):
+            merged["more_teachers"] = [_with_training(expert, common) if isinstance(expert, dict) else expert for expert in more]
+        return merged
+
+    @property
+    def teachers(self) -> tuple[ExpertConfig, ...]:
+        """The teacher and all further ones."""
+        return (self.teacher, *self.more_teachers)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (first 12 hex digits) of everything but names and folders: equal fingerprints mean the same experiment."""
+        settings = self.model_dump(
+            mode="json",
+            exclude={"name": True, "output": True, "data": {"root", "path"}, "compute": {"threads", "device"}},
+        )
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run's results go: ROOT/NAME-FINGERPRINT."""
+        return Path(self.output.root) / f"{self.name}-{self.fingerprint[:8]}"
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration and, for every dotted name, where its value came from."""
+
+    config: ExperimentConfig
+    origins: Mapping[str, str]
+
+
+def _with_training(expert: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    own = expert.get("training", {})
+    return {**expert, "training": {**common, **own} if isinstance(own, dict) else own}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read a YAML file, apply `key=value` overrides, validate.
+
+    Raises:
+        InputError: the file is missing or no mapping; an override is malformed; or settings are unknown or out of range, all of them at once with dotted
+            path and nearest name.
+    """
+    values = read_yaml(Path(path))
+    origins = dict.fromkeys((name for name, _ in _leaves(values)), str(path))
+    for override in overrides:
+        name, value = parse_override(override)
+        _set(values, name.split("."), value, override)
+        nested = [inner for inner, _ in _leaves(value, name + ".")] if isinstance(value, dict) and value else [name]
+        origins |= dict.fromkeys(nested, "command line")
+    config = validate(values, str(path))
+    return LoadedConfig(config, {name: _origin(name, origins) for name, _ in _leaves(config.model_dump(mode="json"))})
+
+
+def validate(values: Mapping[str, Any], place: str) -> ExperimentConfig:
+    """Build the configuration from plain data.
+
+    Raises:
+        InputError: every problem on a line of its own.
+    """
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        messages = dict.fromkeys(_explain(problem) for problem in error.errors())
+        raise InputError("\n".join(f"{place}: {message}" for message in messages)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 mapping (3e-4 is a number there). Duplicate keys are refused.
+
+    Raises:
+        InputError: the file is missing, unreadable, no YAML or no mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], 1, 0.5)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, such as configs/quickstart.yaml."
+        raise InputError(f"there is no configuration file {path}: {hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the configuration file {path}: {error}.") from None
+    except YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold settings as `name: value` lines, not a {type(values).__name__}.")
+    return values
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `a.b=value`; the value is read as YAML.
+
+    Raises:
+        InputError: there is no `=`, or the value is no YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"cannot use '{text}': overrides are written name=value, such as recover.steps=75.")
+    try:
+        return name.strip(), YAML(typ="safe", pure=True).load(value)
+    except YAMLError:
+        raise InputError(f"cannot read the value of '{text}': quote it, or write it as YAML.") from None
+
+
+def write_yaml(config: ExperimentConfig, path: Path) -> None:
+    """Write all resolved settings as YAML."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    with path.open("w") as file:
+        yaml.dump(config.model_dump(mode="json"), file)
+
+
+def setting_names(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted name."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from setting_names(info.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, text: str) -> None:
+    for name in path[:-1]:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"cannot use '{text}': {name} holds the single value {inner!r}, it has no parts to set.")
+        values = inner
+    values[path[-1]] = value
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield prefix.removesuffix("."), value
+        return
+    for name, inner in value.items():
+        yield from _leaves(inner, f"{prefix}{name}.")
+
+
+def _origin(name: str, origins: Mapping[str, str]) -> str:
+    if name in origins:
+        return origins[name]
+    role, _, rest = name.partition(".training.")
+    inherited = f"experts.{rest}"
+    return f"experts ({origins[inherited]})" if role in _ROLES and inherited in origins else "default"
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    # in `union` fields pydantic adds the branch's type to the path: only names and list positions are the user's
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = _nearest(name)
+        return f"there is no setting '{name}'" + (f": did you mean '{near}'?" if near else "; `ray-ltdd show CONFIG` lists all settings.")
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = f" (it is {given!r})" if not isinstance(given, dict | list | tuple) else ""
+    return f"{name or 'the settings'}{shown}: {message[0].lower()}{message[1:]}."
+
+
+def _nearest(name: str) -> str | None:
+    names = list(setting_names())
+    parent, _, last = name.rpartition(".")
+    sections = {n.rpartition(".")[0] for n in names}
+    siblings = {n[len(parent) + 1 if parent else 0 :].split(".")[0] for n in names + sorted(sections) if n.startswith(f"{parent}." if parent else "")}
+    near = difflib.get_close_matches(last, sorted(siblings - {""}), 1, 0.6)
+    if near:
+        return f"{parent}.{near[0]}" if parent else near[0]
+    same = [n for n in names if n.rpartition(".")[2] == last]
+    return same[0] if same else next(iter(difflib.get_close_matches(name, names, 1, 0.7)), None)

@@ -1,0 +1,1 @@
+"""Sources, the one long-tailed split, the uint8 bank of images, whole-batch augmentation."""

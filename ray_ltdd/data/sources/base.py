@@ -1,0 +1,148 @@
+"""What every reader offers: class names, labels, and images that are decoded only when asked for.
+
+Shapes: N images of a part, H W pixels, C channels, K classes.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from ray_ltdd.errors import InputError
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image, not yet decoded: `where` names it in an error, `open` gives the PIL image (from any thread)."""
+
+    where: str
+    open: Callable[[], Image.Image]
+
+
+class Part(Protocol):
+    """The training or the test images of a source."""
+
+    @property
+    def label_N(self) -> np.ndarray:
+        """Class of each image, int64 `[N]`, each in 0..K-1."""
+        ...
+
+    def images(self, index_N: np.ndarray) -> Iterator[EncodedImage]:
+        """Yield the images at the ascending positions `index_N` (int64), holding only a few in memory at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a source holds: the K class names, the training part, and the test part or None."""
+
+    class_names: tuple[str, ...]
+    train: Part
+    test: Part | None
+
+
+class Source(Protocol):
+    """Where a dataset's images come from. Building one reads nothing."""
+
+    @property
+    def description(self) -> str:
+        """What the user gave, for messages and records."""
+        ...
+
+    def identity(self) -> dict[str, object]:
+        """Return plain data that changes when the source's files do, without reading them.
+
+        Raises:
+            InputError: the files are not there.
+        """
+        ...
+
+    def load(self) -> Contents:
+        """Read names and labels, decode nothing.
+
+        Raises:
+            InputError: the source is missing, damaged or inconsistent.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A part whose images are files of their own: `label_N` int64 `[N]` and N paths."""
+
+    label_N: np.ndarray
+    paths: Sequence[Path]
+
+    def images(self, index_N: np.ndarray) -> Iterator[EncodedImage]:
+        """Yield the files at `index_N`."""
+        for i in index_N:
+            yield EncodedImage(str(self.paths[i]), partial(Image.open, self.paths[i]))
+
+
+@dataclass(frozen=True)
+class ArrayPart:
+    """A part that is decoded already: `label_N` int64 `[N]`, `image_N` uint8 `[N, H, W]` (grey) or `[N, H, W, 3]`."""
+
+    label_N: np.ndarray
+    image_N: np.ndarray
+
+    def images(self, index_N: np.ndarray) -> Iterator[EncodedImage]:
+        """Yield the arrays at `index_N`."""
+        for i in index_N:
+            yield EncodedImage(f"image {i}", partial(Image.fromarray, self.image_N[i]))
+
+
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turn an `OSError` of the body into an `InputError` that says `what` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        where = f" at {error.filename}" if error.filename else ""
+        raise InputError(f"{what} cannot be read: {error.strerror or error}{where}") from error
+
+
+def file_identity(paths: Iterable[Path]) -> list[list[object]]:
+    """Return name, bytes and modification time (ns) of each file or folder."""
+    stats = [(path, path.stat()) for path in paths]
+    return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def folder_identity(folder: Path, each_file: bool) -> str:
+    """Return a SHA-256 over names and times of the class folders, with `each_file` also those of all files.
+
+    A folder's time changes when files are added or removed, so the published trees, which nobody edits in place, need
+    only the cheap form.
+    """
+    digest = hashlib.sha256()
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            digest.update(f"{entry.name}/{entry.stat().st_mtime_ns}\n".encode())
+            files = sorted(os.scandir(entry.path), key=lambda file: file.name) if each_file else []
+            for file in files:
+                digest.update(f"{file.name}/{file.stat().st_size}/{file.stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def check_contents(contents: Contents, where: object) -> Contents:
+    """Return `contents` unchanged if every class has an image in each part.
+
+    Raises:
+        InputError: a class has none.
+    """
+    for name, part in (("training", contents.train), ("test", contents.test)):
+        if part is None:
+            continue
+        count_K = np.bincount(part.label_N, minlength=len(contents.class_names))
+        empty = [contents.class_names[k] for k in np.flatnonzero(count_K == 0)]
+        if empty:
+            more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+            raise InputError(f"class {empty[0]!r}{more} has no {name} image in {where}: add images or remove the class")
+    return contents

@@ -1,0 +1,48 @@
+"""What this machine has, and what would be slow on it and why."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+
+from ray_ltdd.artifacts import device_name, free_space_gb
+from ray_ltdd.compute import has_bfloat16
+
+LITTLE_MEMORY_GB = 4.0
+LITTLE_DISK_GB = 5.0
+
+
+def examine() -> tuple[dict[str, str], list[str]]:
+    """Return facts by name, and sentences of advice; none when nothing would be slow."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bfloat16 = has_bfloat16(device)
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    memory_gb = psutil.virtual_memory().available / 1e9
+    disk_gb = free_space_gb(Path.cwd())
+    facts = {
+        "ray_ltdd": version("ray_ltdd"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
+        "bfloat16": "in hardware" if bfloat16 else "not in hardware",
+        "C++ compiler": compiler or "none",
+        "free memory": f"{memory_gb:.1f} GB",
+        "free disk here": f"{disk_gb:.1f} GB",
+    }
+    advice = []
+    if device.type == "cpu":
+        advice.append("No GPU: the quick start takes a minute or two, CIFAR-10-LT at 200 epochs hours, ImageNet-LT is out of reach.")
+    if not bfloat16:
+        advice.append("No bfloat16 arithmetic: compute.precision=auto trains in float32, about 4 times slower than a CPU with AVX512-BF16.")
+    if compiler is None:
+        advice.append("No C++ compiler: set compute.compile=off (compiled training is about 1.5 times as fast); on Debian, apt-get install g++.")
+    if memory_gb < LITTLE_MEMORY_GB:
+        advice.append(f"Only {memory_gb:.1f} GB of memory free: a CIFAR run takes up to 2.5 GB.")
+    if disk_gb < LITTLE_DISK_GB:
+        advice.append(f"Only {disk_gb:.1f} GB of disk free here: runs and prepared data go to output.root and data.root, which can be elsewhere.")
+    return facts, advice

@@ -1,0 +1,127 @@
+"""What a pipeline asks of whoever runs it, and the executor that runs it in this process."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from ray_ltdd.artifacts import Artifact, ArtifactStore, CheckpointSlot, Key, Payload
+from ray_ltdd.sharding import heaviest_first
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One computation that yields one artifact. Picklable: a module-level function, plain settings and artifact handles.
+
+    Attributes:
+        key: names the artifact.
+        function: called as function(context, slot, advance, **inputs), returns the payload.
+        inputs: settings and upstream artifacts.
+        n_images: how much it advances the progress, and its weight when tasks are ordered.
+        label: what an error message calls it.
+    """
+
+    key: Key
+    function: Callable[..., Payload]
+    inputs: Mapping[str, Any]
+    n_images: int
+    label: str
+
+
+@dataclass
+class StageRecord:
+    """What one stage cost.
+
+    Attributes:
+        title: the stage.
+        wall_seconds: in this run.
+        compute_seconds: that its artifacts took when they were computed, now or earlier.
+        n_computed, n_reused: artifacts.
+        n_images: images passed.
+    """
+
+    title: str
+    wall_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    n_computed: int = 0
+    n_reused: int = 0
+    n_images: int = 0
+
+
+class Reporter(Protocol):
+    """Who is told that a stage moves."""
+
+    def stage(self, title: str, n_images: int) -> AbstractContextManager[Advance]:
+        """Enter a stage of `n_images`; the context gives the function to advance it."""
+        ...
+
+
+class SilentReporter:
+    """Tells nobody."""
+
+    def stage(self, title: str, n_images: int) -> AbstractContextManager[Advance]:
+        """Give a function that does nothing."""
+        return nullcontext(lambda _: None)
+
+
+class Executor(Protocol):
+    """Computes tasks somewhere and returns their artifacts."""
+
+    store: ArtifactStore
+
+    def compute(self, title: str, tasks: Sequence[Task]) -> list[Artifact]:
+        """Return the tasks' artifacts in the tasks' order, computing what is missing.
+
+        Raises:
+            InputError: a task cannot be done; names it.
+        """
+        ...
+
+    def records(self) -> list[StageRecord]:
+        """What each stage has cost so far, in the order of first use."""
+        ...
+
+
+@dataclass
+class InlineExecutor:
+    """Runs tasks one after another in this process.
+
+    Attributes:
+        store: where artifacts are.
+        context: what task functions get first: the process's experts and images.
+        reporter: told the progress.
+    """
+
+    store: ArtifactStore
+    context: Any
+    reporter: Reporter = field(default_factory=SilentReporter)
+    _records: dict[str, StageRecord] = field(default_factory=dict)
+
+    def compute(self, title: str, tasks: Sequence[Task]) -> list[Artifact]:
+        """Compute the tasks, heaviest first; see `Executor`."""
+        record = self._records.setdefault(title, StageRecord(title))
+        started = time.monotonic()
+        artifacts: dict[str, Artifact] = {}
+        with self.reporter.stage(title, sum(task.n_images for task in tasks)) as advance:
+            for task in heaviest_first(tasks, [task.n_images for task in tasks]):
+                artifact, computed = self.store.get_or_compute(task.key, partial(self._run, task, advance))
+                if not computed:
+                    advance(task.n_images)
+                artifacts[task.key.digest] = artifact
+                record.n_computed += computed
+                record.n_reused += not computed
+                record.compute_seconds += artifact.seconds
+                record.n_images += task.n_images
+        record.wall_seconds += time.monotonic() - started
+        return [artifacts[task.key.digest] for task in tasks]
+
+    def _run(self, task: Task, advance: Advance, slot: CheckpointSlot) -> Payload:
+        return task.function(self.context, slot, advance, **task.inputs)
+
+    def records(self) -> list[StageRecord]:
+        """See `Executor`."""
+        return list(self._records.values())

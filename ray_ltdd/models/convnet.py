@@ -1,0 +1,58 @@
+"""ConvNet-D, the student of the dataset-distillation literature.
+
+Shapes: N images, C channels, H height, W width, F features.
+"""
+
+import torch
+from torch import nn
+
+from ray_ltdd.errors import InputError
+from ray_ltdd.models.config import NormalizationKind
+from ray_ltdd.models.encoder import Encoder
+from ray_ltdd.models.normalization import build_normalization
+
+
+class ConvNet(Encoder):
+    """`depth` blocks of 3x3 convolution, normalisation, ReLU and 2x2 average pooling, then flattened.
+
+    The convolutions keep their bias although a normalisation follows: the published networks have it (320,010
+    parameters for ConvNet-3 with 10 classes).
+
+    Args:
+        image_size: height and width in pixels; F = width * (image_size // 2**depth)**2.
+        channels: channels of the image.
+        width: channels of every block.
+        depth: number of blocks.
+        normalization: what follows each convolution.
+
+    Raises:
+        InputError: `image_size` is smaller than 2**depth, so that nothing would be left after the last pooling.
+    """
+
+    def __init__(
+        self, image_size: int, channels: int, width: int, depth: int, normalization: NormalizationKind
+    ) -> None:
+        map_size = image_size >> depth
+        if map_size == 0:
+            raise InputError(
+                f"ConvNet-{depth} halves the image {depth} times and needs at least {2**depth} px, but the images have "
+                f"{image_size} px: set model.depth to {image_size.bit_length() - 1} or less, or use larger images."
+            )
+        super().__init__(width * map_size**2)
+        self.blocks = nn.Sequential(
+            *(_block(channels if i == 0 else width, width, normalization) for i in range(depth)), nn.Flatten()
+        )
+
+    def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return feature_NF of normalised floating-point images."""
+        feature_NF: torch.Tensor = self.blocks(image_NCHW)
+        return feature_NF
+
+
+def _block(in_channels: int, width: int, normalization: NormalizationKind) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, kernel_size=3, padding=1),
+        build_normalization(normalization, width),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+    )

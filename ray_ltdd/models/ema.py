@@ -1,0 +1,64 @@
+"""Exponential moving average of everything a network is scored with: parameters and buffers."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_ltdd.errors import InputError
+
+
+class ExponentialAverage:
+    """The running average of a model's weights, kept in a copy that can be scored and saved.
+
+    The average starts as the model stands, so nothing needs correcting for a start at zero.
+
+    Attributes:
+        averaged: a copy of the model holding the averages, in evaluation mode, without gradients.
+        n_updates: how many updates it has seen.
+
+    Args:
+        model: the model being trained, not compiled (compile what wraps it).
+        decay: weight of the old average at each update, in [0, 1).
+        warm_up: use min(decay, (1 + t) / (10 + t)) at the update after t earlier ones, so that early weights fade fast.
+
+    Raises:
+        InputError: the decay is outside [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warm_up: bool = False) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise InputError(f"the decay of the weight average must lie in [0, 1) but is {decay}: 0.99 is usual.")
+        self._model = model
+        self._decay = decay
+        self._warm_up = warm_up
+        self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
+        self.n_updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move every floating-point parameter and buffer towards the model's; copy the others, such as counters."""
+        decay = min(self._decay, (1 + self.n_updates) / (10 + self.n_updates)) if self._warm_up else self._decay
+        # lerp, not a * decay + b * (1 - decay): it leaves what does not change, such as pixel constants, exactly as is.
+        for average, current in self._pairs():
+            if average.is_floating_point():
+                average.lerp_(current, 1.0 - decay)
+            else:
+                average.copy_(current)
+        self.n_updates += 1
+
+    def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return (average, current) for each tensor; looked up anew because moving a model replaces its buffers."""
+        parameters = zip(self.averaged.parameters(), self._model.parameters(), strict=True)
+        buffers = zip(self.averaged.buffers(), self._model.buffers(), strict=True)
+        return [*parameters, *buffers]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"averaged": the averaged module's state dict, "n_updates": int}."""
+        return {"averaged": self.averaged.state_dict(), "n_updates": self.n_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken. Decay and warm-up are settings and are not part of it."""
+        self.averaged.load_state_dict(state["averaged"])
+        self.n_updates = int(state["n_updates"])

@@ -1,0 +1,117 @@
+"""The method on one screen: the stages in the paper's order, given an executor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ray_ltdd import tasks
+from ray_ltdd.artifacts import Artifact
+from ray_ltdd.config import ExperimentConfig
+from ray_ltdd.executor import Executor
+from ray_ltdd.sharding import work_units
+from ray_ltdd.tasks import RecoveryInputs, Source, TrainedExpert, WavePlace
+from ray_ltdd.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What distillation leaves: experts, and the small dataset with its labels.
+
+    Attributes:
+        observer, teachers: trained experts.
+        moments: the real set's class moments, one artifact a unit.
+        initial: initial images, one artifact a unit.
+        units: the classes of each work unit.
+        recovered: the last wave's final state, one a unit.
+        images: uint8 images and labels, class by class.
+        labels: soft labels.
+    """
+
+    observer: TrainedExpert
+    teachers: tuple[TrainedExpert, ...]
+    moments: list[Artifact]
+    initial: list[Artifact]
+    units: list[tuple[int, ...]]
+    recovered: list[Artifact]
+    images: Artifact
+    labels: Artifact
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Tested students and experts: artifacts of `evaluate.score`, by what they were trained on."""
+
+    students: dict[Source, list[Artifact]]
+    observer: Artifact
+    teachers: list[Artifact]
+
+
+def distil(config: ExperimentConfig, bench: Workbench, executor: Executor) -> Distilled:
+    """Run stages 1 to 5 up to the soft labels."""
+    units = work_units(bench.n_classes, config.distill.classes_per_unit)
+    observer, *teachers = train_experts(config, bench, executor)
+    moments = executor.compute("Calibrate", [tasks.moments_task(config, bench, observer, unit) for unit in units])
+    initial = executor.compute("Select crops", [tasks.crops_task(config, bench, teachers, unit) for unit in units])
+    waves = recover_waves(config, executor, observer, units, moments, initial)
+    (images,) = executor.compute("Recover", [tasks.images_task(config, units, waves)])
+    (labels,) = executor.compute("Relabel", [tasks.labels_task(config, bench, teachers, images)])
+    return Distilled(observer, tuple(teachers), moments, initial, units, waves[-1], images, labels)
+
+
+def train_experts(config: ExperimentConfig, bench: Workbench, executor: Executor) -> list[TrainedExpert]:
+    """Stage 1: the observer, then the teachers. Experts with equal settings are one."""
+    wanted = [config.observer, *config.teachers]
+    by_digest = {task.key.digest: task for task in (tasks.expert_task(config, bench, expert) for expert in wanted)}
+    trained = dict(zip(by_digest, executor.compute("Experts", list(by_digest.values())), strict=True))
+    return [TrainedExpert(trained[tasks.expert_task(config, bench, expert).key.digest], expert.model) for expert in wanted]
+
+
+def recover_waves(
+    config: ExperimentConfig,
+    executor: Executor,
+    observer: TrainedExpert,
+    units: list[tuple[int, ...]],
+    moments: list[Artifact],
+    initial: list[Artifact],
+) -> list[list[Artifact]]:
+    """Stage 4: all units do the same part of the same wave, then exchange their class moments. Returns each wave's final states, unit by unit."""
+    ipc, settings = config.distill.images_per_class, config.recover
+    shared = RecoveryInputs(settings, config.calibrate, observer, tuple(moments), tuple(units), ipc, config.seed)
+    n_waves = settings.n_waves(len(units[0]), ipc)
+    ends = [*range(settings.exchange_every, settings.steps, settings.exchange_every), settings.steps] if len(units) > 1 else [settings.steps]
+    waves = []
+    for wave in range(n_waves):
+        states: list[Artifact] = []
+        exchanged: list[Artifact] = []
+        if len(units) > 1:
+            places = [WavePlace(unit, wave, n_waves, 0) for unit in units]
+            exchanged = executor.compute(
+                "Recover",
+                [tasks.initial_moments_task(config, shared, p, i) for p, i in zip(places, initial, strict=True)],
+            )
+        for end in ends:
+            places = [WavePlace(unit, wave, n_waves, end) for unit in units]
+            before: Sequence[Artifact | None] = states or [None] * len(units)
+            states = executor.compute(
+                "Recover",
+                [tasks.recover_task(config, shared, p, i, b, exchanged) for p, i, b in zip(places, initial, before, strict=True)],
+            )
+            exchanged = states if len(units) > 1 else []
+        waves.append(states)
+    return waves
+
+
+def evaluate(config: ExperimentConfig, bench: Workbench, executor: Executor, distilled: Distilled) -> Scores:
+    """Stage 5, students and baselines; and the experts' own accuracy."""
+    sources: list[Source] = ["distilled", *config.evaluate.baselines]
+    numbers = range(config.evaluate.seeds)
+    students: dict[Source, list[Artifact]] = {}
+    for source in sources:
+        title = "Students" if source == "distilled" else f"Baseline: {source}"
+        students[source] = executor.compute(
+            title,
+            [tasks.student_task(config, bench, source, n, distilled.teachers, distilled.images, distilled.labels) for n in numbers],
+        )
+    experts = [distilled.observer, *distilled.teachers]
+    by_digest = {expert.artifact.digest: tasks.score_task(config, bench, expert) for expert in experts}
+    scored = dict(zip(by_digest, executor.compute("Experts' accuracy", list(by_digest.values())), strict=True))
+    return Scores(students, scored[distilled.observer.artifact.digest], [scored[t.artifact.digest] for t in distilled.teachers])

@@ -1,0 +1,92 @@
+"""Progress for people: a bar per stage on a terminal, plain lines elsewhere, nothing when quiet."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from ray_ltdd.stages.progress import Advance
+
+SECONDS_BETWEEN_LINES = 30.0
+SHORT_STAGE_SECONDS = 0.5
+
+
+class RateColumn(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        """Show the recent speed, or the mean once finished."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} images/s", style="cyan")
+
+
+class ConsoleReporter:
+    """Shows stages on a console; see `ray_ltdd.executor.Reporter`."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        """Args: the console; quiet shows nothing."""
+        self.console = console
+        self._quiet = quiet
+
+    @contextmanager
+    def stage(self, title: str, n_images: int) -> Iterator[Advance]:
+        """Show one stage; a total of 0 is unknown."""
+        if self._quiet:
+            yield lambda _: None
+        elif self.console.is_terminal:
+            with self._bar() as progress:
+                bar = progress.add_task(title, total=n_images or None)
+                yield lambda n: progress.advance(bar, n)
+        else:
+            lines = _Lines(self.console, title, n_images)
+            yield lines.advance
+            lines.close()
+
+    def _bar(self) -> Progress:
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        return Progress(*columns, console=self.console, transient=True)
+
+
+class _Lines:
+    def __init__(self, console: Console, title: str, n_images: int) -> None:
+        self._console, self._title, self._total = console, title, n_images
+        self._done = 0
+        self._started = self._printed = time.monotonic()
+
+    def advance(self, n: int) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = now
+            rate = self._done / (now - self._started)
+            of = f" of {self._total:,}, about {(self._total - self._done) / rate:,.0f} s left" if self._total and rate else ""
+            self._console.print(f"{self._title}: {self._done:,} images{of} ({rate:,.0f} images/s)", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        seconds = time.monotonic() - self._started
+        if seconds >= SHORT_STAGE_SECONDS:
+            self._console.print(f"{self._title}: done in {seconds:.1f} s", highlight=False, soft_wrap=True)
+
+
+def make_reporter(quiet: bool) -> ConsoleReporter:
+    """A reporter on standard error, so that standard output holds the outcome alone."""
+    return ConsoleReporter(Console(stderr=True), quiet)

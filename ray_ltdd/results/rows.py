@@ -1,0 +1,98 @@
+"""Result rows: one per tested network, one schema, append-only Parquet files that any number of writers may add to.
+
+A row's identity is the digest of the artifact it reports, so the same result is never written twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_ltdd.storage import atomic_file, readable_os_error
+
+SCHEMA_VERSION = 1
+
+SCHEMA = pa.schema(
+    [
+        pa.field("schema_version", pa.int32()),
+        pa.field("run", pa.string(), metadata={"meaning": "folder name of the run"}),
+        pa.field("fingerprint", pa.string(), metadata={"meaning": "of the resolved settings"}),
+        pa.field("artifact", pa.string(), metadata={"meaning": "digest of the artifact reported, the row's identity"}),
+        pa.field("created", pa.string(), metadata={"meaning": "when it was computed, UTC"}),
+        pa.field("benchmark", pa.string()),
+        pa.field("split", pa.string(), metadata={"meaning": "name of the long-tailed split"}),
+        pa.field("split_fingerprint", pa.string()),
+        pa.field("imbalance_factor", pa.float64(), metadata={"meaning": "largest class over smallest, as drawn"}),
+        pa.field("images_per_class", pa.int32()),
+        pa.field(
+            "method",
+            pa.string(),
+            metadata={"meaning": "trained on: distilled, random, whole; or the expert itself: observer, teacher"},
+        ),
+        pa.field("network", pa.string(), metadata={"meaning": "usual name, such as ConvNet-3"}),
+        pa.field("number", pa.int32(), metadata={"meaning": "number of the seed"}),
+        pa.field("labels", pa.string(), metadata={"meaning": "one, stored, online (soft), or one-hot"}),
+        pa.field("part", pa.string(), metadata={"meaning": "tested on: test or validation"}),
+        pa.field("top1", pa.float64(), metadata={"unit": "share"}),
+        pa.field("top5", pa.float64(), metadata={"unit": "share"}),
+        pa.field("many", pa.float64(), metadata={"unit": "share", "meaning": "mean over many-shot classes"}),
+        pa.field("medium", pa.float64(), metadata={"unit": "share"}),
+        pa.field("few", pa.float64(), metadata={"unit": "share"}),
+        pa.field("group_rule", pa.string()),
+        pa.field("per_class", pa.list_(pa.float64()), metadata={"unit": "share"}),
+        pa.field("count_per_class", pa.list_(pa.int64()), metadata={"meaning": "training images"}),
+        pa.field("seconds", pa.float64(), metadata={"unit": "s", "meaning": "to compute this artifact"}),
+        pa.field(
+            "stage_seconds",
+            pa.map_(pa.string(), pa.float64()),
+            metadata={"unit": "s", "meaning": "of the run's stages when computed"},
+        ),
+        pa.field(
+            "peak_memory_mb",
+            pa.float64(),
+            metadata={"unit": "MB", "meaning": "of the process until the artifact was written"},
+        ),
+        pa.field("image_bytes", pa.int64(), metadata={"meaning": "PNG bytes of the distilled images; null for others"}),
+        pa.field(
+            "label_bytes",
+            pa.int64(),
+            metadata={"meaning": "bytes of soft labels a user must keep (online: of the teachers)"},
+        ),
+        pa.field("device", pa.string()),
+        pa.field("versions", pa.string(), metadata={"meaning": "JSON"}),
+        pa.field("settings", pa.string(), metadata={"meaning": "all resolved settings, JSON"}),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Add rows to the folder as one Parquet file, named by the rows' identities; written whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+    identity = json.dumps([[row["artifact"], row["fingerprint"], row["method"]] for row in rows])
+    path = folder / f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.parquet"
+    with readable_os_error(folder):
+        if not path.exists():
+            with atomic_file(path) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+    return path
+
+
+def read_rows(folder: Path) -> pa.Table:
+    """Read all rows of a results folder, each artifact once per fingerprint and method."""
+    table = pa.concat_tables([pq.read_table(path, schema=SCHEMA) for path in sorted(folder.glob("rows-*.parquet"))] or [SCHEMA.empty_table()])
+    seen: set[tuple[str, str, str]] = set()
+    keep = []
+    for index, identity in enumerate(zip(*(table[name].to_pylist() for name in ("artifact", "fingerprint", "method")), strict=True)):
+        if identity not in seen:
+            seen.add(identity)
+            keep.append(index)
+    return table.take(keep)

@@ -1,0 +1,113 @@
+"""The outcome of a run, aggregated over seeds, as plain data and as tables for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.table import Table
+
+from ray_ltdd.executor import StageRecord
+
+TITLES = {
+    "distilled": "distilled images, soft labels",
+    "random": "random real images, one-hot labels",
+    "whole": "whole long-tailed set, one-hot labels",
+    "observer": "the observer itself",
+    "teacher": "the teacher itself",
+}
+METRICS = ("top1", "many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Mean and deviation over the seeds of one method, in percent.
+
+    Attributes:
+        method: key of `TITLES`.
+        network: usual name.
+        n: seeds.
+        n_images: training images.
+        mean: metric -> percent; None where it does not exist.
+        deviation: sample deviation of top-1 over seeds; None with one seed.
+    """
+
+    method: str
+    network: str
+    n: int
+    n_images: int
+    mean: Mapping[str, float | None]
+    deviation: float | None
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "method": self.method,
+            "network": self.network,
+            "seeds": self.n,
+            "images": self.n_images,
+            **{f"{name}_percent": value for name, value in self.mean.items()},
+            "top1_deviation": self.deviation,
+        }
+
+    @property
+    def top1(self) -> str:
+        """Mean and deviation of top-1, such as `54.3 ± 0.4`."""
+        mean = self.mean["top1"]
+        return f"{mean:.1f}" + (f" ± {self.deviation:.1f}" if self.deviation is not None else "")
+
+
+def aggregate(rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+    """Aggregate result rows over seeds, one outcome per (method, network), in the order of first appearance."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["network"]), []).append(row)
+    return [_outcome(method, network, members) for (method, network), members in groups.items()]
+
+
+def _outcome(method: str, network: str, rows: Sequence[Mapping[str, Any]]) -> Outcome:
+    mean: dict[str, float | None] = {}
+    for name in METRICS:
+        values = [row[name] for row in rows if row[name] is not None]
+        mean[name] = 100 * fmean(values) if values else None
+    n_train = sum(rows[0]["count_per_class"])
+    n_images = rows[0]["images_per_class"] * len(rows[0]["count_per_class"]) if method in ("distilled", "random") else n_train
+    deviation = 100 * stdev(row["top1"] for row in rows) if len(rows) > 1 else None
+    return Outcome(method, network, len(rows), n_images, mean, deviation)
+
+
+def outcome_table(outcomes: Sequence[Outcome], part: str, n_tested: int, group_rule: str) -> Table:
+    """The accuracy table."""
+    title = f"Accuracy on the {n_tested:,} {part} images, in percent (± deviation over seeds)"
+    table = Table(title=title, caption=f"Groups of classes {group_rule}.", title_justify="left", caption_justify="left")
+    for heading, justify in (("trained on", "left"), ("images", "right"), ("network", "left"), ("seeds", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for heading in ("top-1", "many", "medium", "few"):
+        table.add_column(heading, justify="right")
+    for outcome in outcomes:
+        groups = ["" if outcome.mean[name] is None else f"{outcome.mean[name]:.1f}" for name in METRICS[1:]]
+        style = "bold" if outcome.method == "distilled" else None
+        table.add_row(
+            TITLES[outcome.method],
+            f"{outcome.n_images:,}",
+            outcome.network,
+            str(outcome.n),
+            outcome.top1,
+            *groups,
+            style=style,
+        )
+    return table
+
+
+def stage_table(records: Sequence[StageRecord]) -> Table:
+    """Seconds of every stage: in this run, and when its artifacts were computed."""
+    table = Table(title="Seconds per stage", title_justify="left")
+    for heading in ("stage", "this run", "to compute", "images/s", "from the store"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for record in records:
+        rate = f"{record.n_images / record.compute_seconds:,.0f}" if record.n_images and record.compute_seconds > 0.05 else ""
+        reused = f"{record.n_reused} of {record.n_reused + record.n_computed}" if record.n_reused else ""
+        table.add_row(record.title, f"{record.wall_seconds:.1f}", f"{record.compute_seconds:.1f}", rate, reused)
+    table.add_section()
+    table.add_row("all", f"{sum(r.wall_seconds for r in records):.1f}", f"{sum(r.compute_seconds for r in records):.1f}", "", "")
+    return table

@@ -1,0 +1,288 @@
+"""A run: its folder, the pipeline over its settings, and everything it leaves for people to read.
+
+RUN/settings.yaml   all resolved settings
+RUN/distilled/      the distilled dataset: Parquet, card
+RUN/gallery.png     initial and distilled images
+RUN/results/        result rows (Parquet)
+RUN/summary.json    the outcome as printed
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ray_ltdd import pipeline
+from ray_ltdd.artifacts import Artifact, ArtifactStore, Key
+from ray_ltdd.compute import resolve_backend
+from ray_ltdd.config import ExperimentConfig, read_yaml, validate, write_yaml
+from ray_ltdd.data.groups import shot_groups
+from ray_ltdd.data.prepare import prepare_dataset
+from ray_ltdd.data.prepared import PreparedDataset
+from ray_ltdd.data.split import draw_split
+from ray_ltdd.errors import InputError
+from ray_ltdd.executor import InlineExecutor, Reporter, StageRecord
+from ray_ltdd.pipeline import Distilled, Scores
+from ray_ltdd.results.distilled import CardFacts, write_card, write_distilled
+from ray_ltdd.results.gallery import draw_gallery
+from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
+from ray_ltdd.results.summary import TITLES, Outcome, aggregate
+from ray_ltdd.stages.recover import round_pixels
+from ray_ltdd.stages.relabel import label_bytes
+from ray_ltdd.stages.views import n_batches
+from ray_ltdd.storage import atomic_file, readable_os_error
+from ray_ltdd.workbench import Workbench, load_split, split_payload
+
+SPLIT_VERSION = 1
+SETTINGS = "settings.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run: settings, folder, and what computes it."""
+
+    config: ExperimentConfig
+    folder: Path
+    bench: Workbench
+    executor: InlineExecutor
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a finished run says.
+
+    Attributes:
+        run: the run.
+        outcomes: accuracies, aggregated over seeds.
+        records: cost of each stage.
+        notes: sentences the user should read (weak experts, crops below the threshold).
+        image_bytes, label_bytes: what the distilled dataset takes.
+        group_rule: how classes were grouped.
+    """
+
+    run: Run
+    outcomes: list[Outcome]
+    records: list[StageRecord]
+    notes: list[str]
+    image_bytes: int
+    label_bytes: int
+    group_rule: str
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "run": str(self.run.folder),
+            "fingerprint": self.run.config.fingerprint,
+            "split": self.run.bench.split.name,
+            "split_fingerprint": self.run.bench.split.fingerprint,
+            "outcomes": [outcome.describe() for outcome in self.outcomes],
+            "stages": {record.title: {"wall_seconds": record.wall_seconds, "compute_seconds": record.compute_seconds} for record in self.records},
+            "image_bytes": self.image_bytes,
+            "label_bytes": self.label_bytes,
+            "labels": self.run.config.relabel.labels,
+            "notes": self.notes,
+        }
+
+
+def open_run(config: ExperimentConfig, reporter: Reporter, folder: Path | None = None) -> Run:
+    """Prepare data, split and folder.
+
+    Args:
+        config: the settings.
+        reporter: told the progress.
+        folder: of an existing run; None: the one the settings name.
+
+    Raises:
+        InputError: data or folders cannot be used.
+    """
+    folder = (folder or config.run_folder).absolute()
+    store = ArtifactStore(config.output.store_path, config.output.checkpoint_seconds)
+    with readable_os_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / SETTINGS).exists():
+            with atomic_file(folder / SETTINGS) as temporary:
+                output = config.output.model_copy(update={"store": str(store.root), "root": str(Path(config.output.root).absolute())})
+                write_yaml(config.model_copy(update={"output": output}), temporary)
+    prepared = prepare(config, reporter)
+    split_key = Key(
+        "split",
+        SPLIT_VERSION,
+        {"split": config.split.model_dump(mode="json")},
+        {"data": prepared.fingerprint},
+        config.split.seed,
+    )
+    split, _ = store.get_or_compute(split_key, lambda slot: split_payload(draw_split(config.split, prepared)))
+    bench = Workbench(prepared, load_split(split), resolve_backend(config.compute))
+    return Run(config, folder, bench, InlineExecutor(store, bench, reporter))
+
+
+def prepare(config: ExperimentConfig, reporter: Reporter) -> PreparedDataset:
+    """Decode the dataset if nobody has."""
+    with reporter.stage("Prepare data", 0) as advance:
+        done = 0
+
+        def on_progress(n: int, _: int) -> None:
+            nonlocal done
+            advance(n - done)
+            done = n
+
+        return prepare_dataset(config.data, on_progress)
+
+
+def reopen_config(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> ExperimentConfig:
+    """Read a run's settings, with some sections' values changed.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        raise InputError(f"{folder} is no run: it has no {SETTINGS}; give a folder that `ray-ltdd run` made, such as runs/quickstart-1a2b3c4d.")
+    values = read_yaml(path)
+    for section, change in changes.items():
+        values[section] = {**values.get(section, {}), **change}
+    return validate(values, str(path))
+
+
+def execute(run: Run) -> Report:
+    """Run all stages, write everything a run leaves, and return what to say about it. What exists is not computed again."""
+    distilled = pipeline.distil(run.config, run.bench, run.executor)
+    draw_run_gallery(run, distilled)
+    scores = pipeline.evaluate(run.config, run.bench, run.executor, distilled)
+    n_labels = _label_bytes(run, distilled)
+    rows = result_rows(run, distilled, scores, n_labels)
+    outcomes = aggregate(rows)
+    tensors = distilled.images.tensors()
+    image_bytes = write_distilled(
+        run.folder / "distilled",
+        tensors["image"],
+        tensors["label"],
+        distilled.labels.tensors()["logit"],
+        run.bench.prepared.class_names,
+        write_card(_card_facts(run, outcomes, tensors["image"], n_labels)),
+    )
+    append_rows(
+        run.folder / "results",
+        [{**row, "image_bytes": image_bytes if row["method"] == "distilled" else None} for row in rows],
+    )
+    _, rule = shot_groups(run.bench.split.count_K)
+    report = Report(run, outcomes, run.executor.records(), notes(run, distilled), image_bytes, n_labels, rule)
+    with readable_os_error(run.folder), atomic_file(run.folder / "summary.json") as temporary:
+        temporary.write_text(json.dumps(report.describe(), indent=1))
+    return report
+
+
+def draw_run_gallery(run: Run, distilled: Distilled) -> Path:
+    """Draw RUN/gallery.png."""
+    initial: dict[int, torch.Tensor] = {}
+    for unit, artifact in zip(distilled.units, distilled.initial, strict=True):
+        for label, images in zip(unit, artifact.tensors()["image"].unflatten(0, (len(unit), -1)), strict=True):
+            initial[label] = images
+    path = run.folder / "gallery.png"
+    ipc = run.config.distill.images_per_class
+    draw_gallery(
+        path,
+        round_pixels(torch.cat([initial[label] for label in sorted(initial)])),
+        distilled.images.tensors()["image"],
+        run.bench.prepared.class_names,
+        run.bench.split.count_K.tolist(),
+        f"{run.bench.split.name}, {ipc} image{'s' if ipc > 1 else ''} per class (training images of each class in brackets)",
+    )
+    return path
+
+
+def result_rows(run: Run, distilled: Distilled, scores: Scores, n_label_bytes: int) -> list[dict[str, Any]]:
+    """One row per tested network."""
+    config, size = run.config, run.bench.prepared.image_size
+    rows = []
+    for source, artifacts in scores.students.items():
+        network = config.evaluate.model.label_at(size)
+        for number, artifact in enumerate(artifacts):
+            row = _row(run, artifact, source, network, number)
+            own = source == "distilled"
+            rows.append(
+                {
+                    **row,
+                    "labels": config.relabel.labels if own else "one-hot",
+                    "label_bytes": n_label_bytes if own else None,
+                }
+            )
+    named = [("observer", scores.observer, config.observer)]
+    named += [("teacher", artifact, expert) for artifact, expert in zip(scores.teachers, config.teachers, strict=True)]
+    rows += [_row(run, artifact, role, expert.model.label_at(size), expert.member) for role, artifact, expert in named]
+    return rows
+
+
+def _row(run: Run, artifact: Artifact, method: str, network: str, number: int) -> dict[str, Any]:
+    config, split = run.config, run.bench.split
+    metrics = {name: artifact.record[name] for name in ("top1", "top5", "many", "medium", "few", "per_class")}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": run.folder.name,
+        "fingerprint": config.fingerprint,
+        "artifact": artifact.digest,
+        "created": artifact.manifest["created"],
+        "benchmark": config.data.dataset,
+        "split": split.name,
+        "split_fingerprint": split.fingerprint,
+        "imbalance_factor": float(split.count_K.max() / split.count_K.min()),
+        "images_per_class": config.distill.images_per_class,
+        "method": method,
+        "network": network,
+        "number": number,
+        "labels": "one-hot",
+        "part": config.evaluate.part,
+        **metrics,
+        "group_rule": shot_groups(split.count_K)[1],
+        "count_per_class": split.count_K.tolist(),
+        "seconds": artifact.seconds,
+        "stage_seconds": {record.title: record.compute_seconds for record in run.executor.records()},
+        "peak_memory_mb": artifact.manifest["peak_memory_mb"],
+        "label_bytes": None,
+        "device": artifact.manifest["device"],
+        "versions": json.dumps(artifact.manifest["versions"]),
+        "settings": json.dumps(config.model_dump(mode="json")),
+    }
+
+
+def _label_bytes(run: Run, distilled: Distilled) -> int:
+    n_images = run.config.distill.images_per_class * run.bench.n_classes
+    teachers = {teacher.artifact.digest: teacher for teacher in distilled.teachers}.values()
+    n_teacher = sum(t.numel() * t.element_size() for teacher in teachers for t in teacher.artifact.tensors().values())
+    return label_bytes(run.config.relabel, n_images, run.bench.n_classes, n_batches(run.config.relabel.views, n_images), n_teacher)
+
+
+def _card_facts(run: Run, outcomes: Sequence[Outcome], image_NCHW: torch.Tensor, n_label_bytes: int) -> CardFacts:
+    config = run.config
+    return CardFacts(
+        title=f"{run.bench.prepared.dataset}, {config.distill.images_per_class} images per class",
+        source=run.bench.prepared.source,
+        split=run.bench.split.name,
+        images_per_class=config.distill.images_per_class,
+        n_classes=run.bench.n_classes,
+        image_bytes=image_NCHW.numel(),
+        label_bytes=n_label_bytes,
+        labels=config.relabel.labels,
+        accuracies=[(f"{TITLES[o.method]} ({o.network})", o.top1) for o in outcomes],
+        settings=config.model_dump(mode="json", exclude={"output": True, "data": {"root", "path"}}),
+    )
+
+
+def notes(run: Run, distilled: Distilled) -> list[str]:
+    """Sentences about this run that its user should read."""
+    names = run.bench.prepared.class_names
+    found = []
+    for role, expert in (("observer", distilled.observer), *(("teacher", teacher) for teacher in distilled.teachers)):
+        accuracy = expert.artifact.record["training_accuracy_K"]
+        weak = [names[k] for k, value in enumerate(accuracy) if value <= 1 / len(names)]
+        if weak:
+            found.append(f"the {role} is at or below chance on its own training images of {', '.join(weak)}: train it longer (experts.epochs).")
+    threshold = run.config.select_crops.confidence_threshold
+    below = sum(sum(artifact.record.get("n_below_threshold", [])) for artifact in distilled.initial)
+    total = run.config.distill.images_per_class * len(names)
+    if threshold > 0:
+        found.append(f"{below} of {total} initial images are below select_crops.confidence_threshold={threshold}: nothing else was left.")
+    return found

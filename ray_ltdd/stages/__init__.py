@@ -1,0 +1,1 @@
+"""The method's stages: settings and one public function each."""

@@ -1,0 +1,225 @@
+"""Stage 5, second half: students trained from scratch on the distilled images and tested on the balanced test set (Eq. 10).
+
+    L = hard_weight * CE(mixed one-hot labels) + soft_weight * |logits - teacher's logits|_2^2
+
+The squared error is summed over classes, so its weight is the paper's. The last epoch counts.
+Baselines see the same views for the same number of steps.
+
+Legend: N images, B batch, K classes, S batches of an epoch.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from ray_ltdd.artifacts import CheckpointSlot, Payload
+from ray_ltdd.compute import Backend
+from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.errors import InputError
+from ray_ltdd.models.config import ModelConfig
+from ray_ltdd.models.ema import ExponentialAverage
+from ray_ltdd.seeding import generator, seed_dropout
+from ray_ltdd.settings import Settings
+from ray_ltdd.stages.optimize import cosine_with_warmup, load_training_state, set_rate, training_state
+from ray_ltdd.stages.progress import Advance, silent
+from ray_ltdd.stages.scoring import predict
+from ray_ltdd.stages.views import EpochViews, ViewsConfig, draw_epoch_views, make_batch, mix_labels, n_batches
+
+VERSION = 1
+
+SoftLabels = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""(view_BCHW, index_B, partner_B, lambda_B, batch number since the start) -> target logits, float32 [B, K]."""
+
+
+class StudentConfig(Settings):
+    """How a student is trained: what it depends on beside its data, its labels, its views and its seed."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the student's network")
+    epochs: int = Field(1000, ge=1, description="passes over the distilled images; baselines train for the same number of steps")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate; a cosine to zero")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; AdamW ignores it")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled for AdamW, L2 for SGD")
+    warmup_share: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
+    soft_weight: float = Field(1.0, ge=0, description="k2, weight of the squared error to the teacher's logits, summed over classes")
+    hard_weight: float = Field(0.025, ge=0, description="k1, weight of the cross-entropy with one-hot labels")
+    ema_decay: float | None = Field(0.99, gt=0, lt=1, description="moving average of weights and buffers, which is what is tested; empty: none")
+
+
+class EvaluateConfig(StudentConfig):
+    """Students, baselines, and what they are tested on."""
+
+    seeds: int = Field(3, ge=1, description="students of different seeds; the mean and deviation are over them")
+    part: Literal["test", "validation"] = Field("test", description="what students are tested on; searches use validation, never test")
+    baselines: tuple[Literal["random", "whole"], ...] = Field(
+        ("random", "whole"),
+        description="also train students on as many random real images, on the whole long-tailed set (one-hot labels, same steps)",
+    )
+
+    def student(self) -> StudentConfig:
+        """The part one student depends on."""
+        return StudentConfig(**{name: getattr(self, name) for name in StudentConfig.model_fields})
+
+
+def train_student(
+    config: StudentConfig,
+    views_config: ViewsConfig,
+    student: torch.nn.Module,
+    bank: ImageBank,
+    soft_labels: SoftLabels | None,
+    n_steps: int,
+    views_seed: int,
+    n_view_epochs: int | None,
+    backend: Backend,
+    slot: CheckpointSlot,
+    advance: Advance = silent,
+) -> torch.nn.Module:
+    """Train `student` and return what is to be tested: its average, or itself; in evaluation mode.
+
+    Args:
+        config: the recipe.
+        views_config: the views.
+        student: freshly initialised, on the device.
+        bank: its training images.
+        soft_labels: where target logits come from; None trains on one-hot labels alone, with weight 1.
+        n_steps: batches in all.
+        views_seed: of the views.
+        n_view_epochs: the views repeat after so many epochs (stored labels); None: never.
+        backend: device, precision, compilation.
+        slot: resumable state.
+        advance: told the images done.
+
+    Raises:
+        InputError: the loss became NaN or infinite.
+    """
+    optimizer = _optimizer(config, student)
+    average = ExponentialAverage(student, config.ema_decay) if config.ema_decay else None
+    batch = min(views_config.batch_size, len(bank))
+    loss_of = backend.compile(student_loss(config, student, soft_labels is not None, backend), n_steps * batch, bank.image_size)
+    per_epoch = n_batches(views_config, len(bank))
+    done = load_training_state(slot, student, optimizer, average)
+    advance(done * batch)
+    student.train()
+    loss = torch.zeros(())
+    views: EpochViews | None = None
+    for t in range(done, n_steps):
+        epoch, step = divmod(t, per_epoch)
+        if views is None or step == 0:
+            views = draw_epoch_views(views_config, len(bank), views_seed, epoch % n_view_epochs if n_view_epochs else epoch, backend.device)
+        view_BCHW, partner_B, lambda_B = make_batch(views_config, bank, views, step)
+        index_B = views.index_SB[step]
+        label_B = bank.label_N[index_B]
+        target_BK = None if soft_labels is None else soft_labels(view_BCHW, index_B, partner_B, lambda_B, t)
+        seed_dropout(student, views_seed, t)
+        loss = loss_of(view_BCHW, label_B, label_B[partner_B], lambda_B, target_BK)
+        loss.backward()
+        set_rate(optimizer, config.learning_rate * cosine_with_warmup(t, n_steps, config.warmup_share))
+        optimizer.step()
+        optimizer.zero_grad()
+        if average is not None:
+            average.update()
+        slot.offer(partial(training_state, t + 1, student, optimizer, average))
+        advance(batch)
+    if not bool(loss.isfinite()):
+        raise InputError(f"a student's loss became NaN or infinite: lower evaluate.learning_rate (now {config.learning_rate}).")
+    return average.averaged if average is not None else student.eval()
+
+
+def student_loss(config: StudentConfig, student: torch.nn.Module, soft: bool, backend: Backend) -> Callable[..., torch.Tensor]:
+    """Return Eq. 10 as a function of (view_BCHW, label_B, partner_label_B, lambda_B, target_BK or None) that can be compiled."""
+    hard_weight = config.hard_weight if soft else 1.0
+
+    def loss(
+        view_BCHW: torch.Tensor,
+        label_B: torch.Tensor,
+        partner_label_B: torch.Tensor,
+        lambda_B: torch.Tensor,
+        target_BK: torch.Tensor | None,
+    ) -> torch.Tensor:
+        with backend.autocast():
+            logit_BK = student(view_BCHW)
+        logit_BK = logit_BK.float()
+        total = torch.zeros((), device=logit_BK.device)
+        if hard_weight:
+            own = F.cross_entropy(logit_BK, label_B, reduction="none")
+            partner = F.cross_entropy(logit_BK, partner_label_B, reduction="none")
+            total = total + hard_weight * (lambda_B * own + (1 - lambda_B) * partner).mean()
+        if target_BK is not None:
+            total = total + config.soft_weight * (logit_BK - target_BK).square().sum(1).mean()
+        return total
+
+    return loss
+
+
+def labels_per_image(logit_NK: torch.Tensor) -> SoftLabels:
+    """Soft labels `one`: the images' stored logits, mixed as the images are."""
+
+    def look_up(view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, t: int) -> torch.Tensor:
+        return mix_labels(logit_NK[index_B].float(), partner_B, lambda_B)
+
+    return look_up
+
+
+def labels_per_view(view_logit_ESBK: torch.Tensor, device: torch.device) -> SoftLabels:
+    """Soft labels `stored`: the logits of every view of the stored epochs, gone through again and again."""
+    stored_TBK = view_logit_ESBK.flatten(0, 1)
+
+    def look_up(view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, t: int) -> torch.Tensor:
+        return stored_TBK[t % len(stored_TBK)].to(device).float()
+
+    return look_up
+
+
+def labels_online(teacher: Callable[[torch.Tensor], torch.Tensor]) -> SoftLabels:
+    """Soft labels `online`: the teacher labels every view."""
+
+    def ask(view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, t: int) -> torch.Tensor:
+        return teacher(view_BCHW)
+
+    return ask
+
+
+def score(model: torch.nn.Module, bank: ImageBank, n_classes: int, groups: Sequence[str], backend: Backend) -> Payload:
+    """Test `model` once on `bank`.
+
+    Returns:
+        tensor `prediction`, int16 [N]; record: `top1`, `top5` (None with fewer than 6 classes), `per_class` [K] and the mean over each
+        group's classes, `many`, `medium`, `few`, all shares in [0, 1]. A class without test images is None.
+    """
+    logit_NK = predict(model, bank, backend).cpu()
+    label_N = bank.label_N.cpu()
+    hit_N = (logit_NK.argmax(1) == label_N).double()
+    per_class = [float(hit_N[label_N == k].mean()) if bool((label_N == k).any()) else None for k in range(n_classes)]
+    record: dict[str, object] = {"top1": float(hit_N.mean()), "top5": None, "per_class": per_class}
+    if n_classes > 5:
+        record["top5"] = float((logit_NK.topk(5, dim=1).indices == label_N[:, None]).any(1).double().mean())
+    for group in ("many", "medium", "few"):
+        of_group = [value for value, name in zip(per_class, groups, strict=True) if name == group and value is not None]
+        record[group] = sum(of_group) / len(of_group) if of_group else None
+    return Payload({"prediction": logit_NK.argmax(1).to(torch.int16)}, record)
+
+
+def random_real_images(label_N: torch.Tensor, images_per_class: int, n_classes: int, seed: int) -> torch.Tensor:
+    """Positions of `images_per_class` random images of every class, int64; all of a class, again and again, where it has fewer."""
+    chosen = []
+    for label in range(n_classes):
+        position_N = (label_N == label).nonzero()[:, 0]
+        order = position_N[torch.randperm(len(position_N), generator=generator("cpu", seed, "random-real", label))]
+        chosen.append(order.repeat(-(-images_per_class // len(order)))[:images_per_class])
+    return torch.cat(chosen)
+
+
+def _optimizer(config: StudentConfig, student: torch.nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        student.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )

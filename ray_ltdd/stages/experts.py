@@ -1,0 +1,253 @@
+"""Stage 1: train an expert (observer or teacher) on the long-tailed set without its bias (Eq. 5-7).
+
+    L = robust_weight * L_robust + debias_weight * (alpha * CE_weighted(debiased head) + (1 - alpha) * CE(plain head))
+
+on two mixed views of two batches, one drawn uniformly over images, one by a class-weighted sampler: view 1 their mixup, view 2 their CutMix.
+
+Legend: N images, B batch of each stream, K classes, S steps of an epoch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ray_ltdd.artifacts import CheckpointSlot, Payload
+from ray_ltdd.compute import Backend
+from ray_ltdd.data.augment import crop, draw_cutmix_boxes, draw_flips, draw_shift_boxes, mixup
+from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.errors import InputError
+from ray_ltdd.models.config import ModelConfig
+from ray_ltdd.models.ema import ExponentialAverage
+from ray_ltdd.models.expert import Expert
+from ray_ltdd.seeding import derive_seed, generator, seed_dropout
+from ray_ltdd.settings import Settings
+from ray_ltdd.stages.expert_losses import debiased_share, inverse_frequency_weights, mixed_cross_entropy, robust_loss
+from ray_ltdd.stages.optimize import cosine_with_warmup, load_training_state, set_rate, training_state
+from ray_ltdd.stages.progress import Advance, silent
+from ray_ltdd.stages.scoring import predict
+
+VERSION = 1
+
+
+class ExpertTraining(Settings):
+    """How an expert is trained. Under `experts` for all; `observer.training` and `teacher.training` override single values."""
+
+    epochs: int = Field(200, ge=1, description="passes over the long-tailed set (by the uniform stream)")
+    batch_size: int = Field(64, ge=2, description="images per stream and step; two streams make two mixed views of this size")
+    learning_rate: float = Field(0.03, gt=0, description="peak learning rate of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    nesterov: bool = Field(True, description="Nesterov's form of momentum")
+    weight_decay: float = Field(1e-3, ge=0, description="L2 penalty of SGD")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly; a cosine to zero follows")
+    debias: bool = Field(
+        True,
+        description="false: plain cross-entropy on the same mixed views, uniform sampling, no robust term (Table 8's ablation)",
+    )
+    robust_weight: float = Field(1.0, ge=0, description="weight of L_robust (Eq. 5)")
+    debias_weight: float = Field(1.0, ge=0, description="weight of L_debias (Eq. 6)")
+    class_weight_exponent: float = Field(1.0, ge=0, le=3, description="q: classes weigh n_c^-q in the weighted cross-entropy")
+    sampler_exponent: float = Field(0.2, ge=0, le=2, description="the second stream draws an image of class c with weight n_c^-this; 0 is uniform")
+    mixup_alpha: float = Field(
+        0.5,
+        gt=0,
+        description="both parameters of the Beta distribution that lambda is drawn from, one lambda for both views",
+    )
+    crop_padding: int = Field(4, ge=0, description="random shifts of at most this many pixels")
+    flip: bool = Field(True, description="mirror half of the images; false where left and right differ, as in digits")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="exponential moving average of weights per step; empty: none")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; empty: not clipped")
+    accuracy_floor: float = Field(
+        1.5,
+        ge=0,
+        description="stop the run when the mean per-class accuracy on training images is below this multiple of chance; 0 never stops",
+    )
+
+
+class ExpertConfig(Settings):
+    """An expert: its architecture, and what of its training differs from `experts`."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the encoder")
+    training: ExpertTraining = Field(default_factory=ExpertTraining, description="overrides of `experts`, value by value")
+    member: int = Field(
+        0,
+        ge=0,
+        description="number of this expert among others of the same settings; another number gives another seed",
+    )
+
+
+@dataclass
+class EpochDraws:
+    """Every random choice of one epoch, on the device: rows of S steps."""
+
+    uniform_SB: torch.Tensor
+    weighted_SB: torch.Tensor
+    lambda_SB: torch.Tensor
+
+
+def train_expert(
+    config: ExpertTraining,
+    expert: Expert,
+    bank: ImageBank,
+    count_K: torch.Tensor,
+    backend: Backend,
+    seed: int,
+    slot: CheckpointSlot,
+    advance: Advance = silent,
+) -> Payload:
+    """Train `expert` in place and return its weights.
+
+    Interrupted training continues from the slot and ends with the same bytes: all random draws derive from (seed, epoch), and the slot holds
+    weights, buffers, optimiser state and average.
+
+    Args:
+        config: the recipe.
+        expert: freshly initialised, on the device.
+        bank: the long-tailed training images.
+        count_K: images of each class in `bank`, int64.
+        backend: device, precision, compilation.
+        seed: of all draws.
+        slot: where resumable state goes, at ends of epochs.
+        advance: told the images done.
+
+    Raises:
+        InputError: the loss became NaN or infinite, or the expert is near chance on its own training images.
+    """
+    n_steps = max(len(bank) // config.batch_size, 1)
+    n_all = config.epochs * n_steps
+    optimizer = torch.optim.SGD(
+        expert.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov and config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
+    average = ExponentialAverage(expert, config.ema_decay) if config.ema_decay else None
+    weight_K = inverse_frequency_weights(count_K, config.class_weight_exponent).to(backend.device)
+    loss_of = backend.compile(expert_loss(config, expert, weight_K, backend), n_all * config.batch_size * 2, bank.image_size)
+    first_epoch = load_training_state(slot, expert, optimizer, average)
+    advance(first_epoch * n_steps * 2 * config.batch_size)
+    expert.train()
+    for epoch in range(first_epoch, config.epochs):
+        draws = draw_epoch(config, bank.label_N, count_K, n_steps, seed, epoch)
+        rng = generator(backend.device, seed, "expert-views", epoch)
+        loss = torch.zeros((), device=backend.device)
+        for step in range(n_steps):
+            t = epoch * n_steps + step
+            seed_dropout(expert, seed, t)
+            views = draw_views(config, bank, draws, step, rng)
+            loss = loss_of(*views, torch.tensor(debiased_share(t, n_all), device=backend.device))
+            loss.backward()
+            if config.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(expert.parameters(), config.gradient_clip)
+            set_rate(optimizer, config.learning_rate * cosine_with_warmup(t, n_all, config.warmup_share))
+            optimizer.step()
+            optimizer.zero_grad()
+            if average is not None:
+                average.update()
+            advance(2 * config.batch_size)
+        if not bool(loss.isfinite()):
+            raise InputError(
+                f"the expert's loss became NaN or infinite in epoch {epoch + 1} of {config.epochs}: "
+                f"lower experts.learning_rate (now {config.learning_rate}) or set experts.gradient_clip."
+            )
+        slot.offer(partial(training_state, epoch + 1, expert, optimizer, average))
+    trained = average.averaged if average is not None else expert
+    trained.eval()
+    class_accuracy_K = training_accuracy(trained, bank, len(count_K), backend)
+    check_above_chance(class_accuracy_K, config.accuracy_floor)
+    return Payload(trained.state_dict(), {"training_accuracy_K": class_accuracy_K.tolist(), "n_steps": n_all})
+
+
+def draw_epoch(config: ExpertTraining, label_N: torch.Tensor, count_K: torch.Tensor, n_steps: int, seed: int, epoch: int) -> EpochDraws:
+    """Draw one epoch's two streams and lambdas.
+
+    The first stream is a permutation of all images (its remainder of less than a batch is dropped; another one each epoch), the second is drawn with
+    replacement, an image of class c with weight n_c^-sampler_exponent.
+    """
+    rng = generator(label_N.device, seed, "expert-order", epoch)
+    size = (n_steps, min(config.batch_size, len(label_N)))
+    uniform = torch.randperm(len(label_N), generator=rng, device=label_N.device)[: size[0] * size[1]].view(size)
+    exponent = config.sampler_exponent if config.debias else 0.0
+    weight_N = (count_K.double() ** -exponent).to(label_N.device)[label_N]
+    weighted = torch.multinomial(weight_N, size[0] * size[1], replacement=True, generator=rng).view(size)
+    beta = np.random.default_rng(derive_seed(seed, "expert-lambda", epoch)).beta(config.mixup_alpha, config.mixup_alpha, size)
+    return EpochDraws(uniform, weighted, torch.as_tensor(beta, dtype=torch.float32, device=label_N.device))
+
+
+def draw_views(
+    config: ExpertTraining, bank: ImageBank, draws: EpochDraws, step: int, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Build one step's two mixed views.
+
+    Returns:
+        view_NCHW: float32, N = 2B; the first B are mixup, the others CutMix of the same pairs.
+        first_N, second_N: int64 labels of the uniform and of the weighted stream.
+        lambda_N: float32 weight of the first label; for CutMix corrected for the clipped box.
+    """
+    position_N = torch.cat([draws.uniform_SB[step], draws.weighted_SB[step]])
+    n, size = len(position_N), bank.image_size
+    flip_N = draw_flips(n, rng) if config.flip else torch.zeros(n, dtype=torch.bool, device=rng.device)
+    image_NCHW = crop(bank.take(position_N), draw_shift_boxes(n, config.crop_padding, size, rng), flip_N, size)
+    first_BCHW, second_BCHW = image_NCHW.chunk(2)
+    lambda_B = draws.lambda_SB[step]
+    partner_B1HW, cutmix_lambda_B = draw_cutmix_boxes(lambda_B, size, rng)
+    view_NCHW = torch.cat([mixup(first_BCHW, second_BCHW, lambda_B), torch.where(partner_B1HW, second_BCHW, first_BCHW)])
+    first_B, second_B = bank.label_N[position_N].chunk(2)
+    return view_NCHW, first_B.repeat(2), second_B.repeat(2), torch.cat([lambda_B, cutmix_lambda_B])
+
+
+def expert_loss(config: ExpertTraining, expert: Expert, weight_K: torch.Tensor, backend: Backend) -> Callable[..., torch.Tensor]:
+    """Return the loss of Eq. 7 as a function of (view_NCHW, first_N, second_N, lambda_N, alpha) that can be compiled.
+
+    Without debiasing it is the plain cross-entropy of the head that is used afterwards.
+    """
+
+    def debiased(
+        view_NCHW: torch.Tensor,
+        first_N: torch.Tensor,
+        second_N: torch.Tensor,
+        lambda_N: torch.Tensor,
+        alpha: torch.Tensor,
+    ) -> torch.Tensor:
+        with backend.autocast():
+            output = expert.heads(view_NCHW)
+        p_1, p_2 = output.prediction_NP.float().chunk(2)
+        z_1, z_2 = output.projection_NP.float().chunk(2)
+        weighted = mixed_cross_entropy(output.debiased_logit_NK, first_N, second_N, lambda_N, weight_K)
+        plain = mixed_cross_entropy(output.plain_logit_NK, first_N, second_N, lambda_N)
+        debias = alpha * weighted + (1 - alpha) * plain
+        return config.robust_weight * robust_loss(p_1, z_1, p_2, z_2) + config.debias_weight * debias
+
+    def plain(view_NCHW: torch.Tensor, first_N: torch.Tensor, second_N: torch.Tensor, lambda_N: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        with backend.autocast():
+            logit_NK = expert(view_NCHW)
+        return mixed_cross_entropy(logit_NK, first_N, second_N, lambda_N)
+
+    return debiased if config.debias else plain
+
+
+def training_accuracy(expert: torch.nn.Module, bank: ImageBank, n_classes: int, backend: Backend, most_per_class: int = 100) -> torch.Tensor:
+    """Accuracy of each class on up to `most_per_class` of its training images, float64 [K] in [0, 1]; NaN for a class without images."""
+    label_N = bank.label_N.cpu()
+    position = torch.cat([(label_N == k).nonzero()[:most_per_class, 0] for k in range(n_classes)])
+    hit = predict(expert, bank, backend, position).argmax(1).cpu() == label_N[position]
+    member_KN = label_N[position][None, :] == torch.arange(n_classes)[:, None]
+    return (member_KN & hit).sum(1).double() / member_KN.sum(1)
+
+
+def check_above_chance(class_accuracy_K: torch.Tensor, floor: float) -> None:
+    """Refuse an expert whose mean per-class accuracy on its own training images is below `floor` times chance.
+
+    Raises:
+        InputError: it is. Everything later would only spread its ignorance.
+    """
+    mean, chance = float(class_accuracy_K.nanmean()), 1 / len(class_accuracy_K)
+    if mean < floor * chance:
+        raise InputError(
+            f"the expert reaches {mean:.1%} mean per-class accuracy on its own training images, chance is {chance:.1%}: it has learnt next to "
+            f"nothing. Raise experts.epochs or mend experts.learning_rate; experts.accuracy_floor (now {floor} times chance) lowers this bar."
+        )

@@ -1,0 +1,56 @@
+"""What training experts and students has in common: the rate's schedule, and the state that makes an interrupted training continue exactly."""
+
+import math
+
+import torch
+
+from ray_ltdd.artifacts import CheckpointSlot
+from ray_ltdd.models.ema import ExponentialAverage
+
+
+def cosine_with_warmup(step: int, n_steps: int, warmup_share: float) -> float:
+    """The factor on the peak rate: linear from 0 over the first `warmup_share` of the steps, then half a cosine that reaches 0 after the last."""
+    n_warmup = int(warmup_share * n_steps)
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def training_state(
+    n_done: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: ExponentialAverage | None
+) -> dict[str, torch.Tensor]:
+    """Everything a training needs to go on, as one flat dict of tensors: progress, weights and buffers, optimiser state, average."""
+    state = {"n_done": torch.tensor(n_done)}
+    state |= {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in values.items() if value is not None}
+    if average is not None:
+        state |= {f"average/{name}": tensor for name, tensor in average.averaged.state_dict().items()}
+        state["n_updates"] = torch.tensor(average.n_updates)
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def load_training_state(slot: CheckpointSlot, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: ExponentialAverage | None) -> int:
+    """Restore what `training_state` saved and return how much was done; 0 when the slot is empty."""
+    state = slot.load()
+    if state is None:
+        return 0
+    module.load_state_dict(_under("module/", state))
+    values: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in _under("optimizer/", state).items():
+        index, entry = name.split("/")
+        values.setdefault(int(index), {})[entry] = tensor
+    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+    if average is not None:
+        average.load_state_dict({"averaged": _under("average/", state), "n_updates": int(state["n_updates"])})
+    return int(state["n_done"])
+
+
+def _under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -1,0 +1,105 @@
+"""Stage 5, first half: soft labels of the distilled images from the teacher.
+
+Three ways, which cost different bytes and must be reported apart:
+- `one`: one logit vector per image (fp16), stored;
+- `stored`: the logits of every view of K epochs (fp16), stored; the views themselves are drawn again from their seed;
+- `online`: nothing stored, the teacher labels every view while the student trains.
+
+Legend: N images, K classes, E epochs, S batches of an epoch, B batch.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from ray_ltdd.artifacts import Payload
+from ray_ltdd.compute import Backend
+from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.settings import Settings
+from ray_ltdd.stages.progress import Advance, silent
+from ray_ltdd.stages.select_crops import mean_logits
+from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch
+
+VERSION = 1
+
+
+class RelabelConfig(Settings):
+    """Kind of soft labels, and the views they are for."""
+
+    labels: Literal["one", "stored", "online"] = Field(
+        "online",
+        description="one: a logit vector per image; stored: for every view of stored_epochs; online: teacher in the loop",
+    )
+    stored_epochs: int = Field(50, ge=1, description="epochs of views labelled in advance; the student goes through them again and again")
+    tau: float = Field(
+        0.0,
+        ge=0,
+        le=5,
+        description="post-hoc calibration: logits minus tau times the (centred) log class prior of the long-tailed set",
+    )
+    views: ViewsConfig = Field(default_factory=ViewsConfig, description="the student's training views")
+
+
+def prior_correction(count_K: torch.Tensor, tau: float) -> torch.Tensor:
+    """Return tau * (log prior - its mean over classes), float32 [K], to be subtracted from logits.
+
+    Centred, since a squared error on logits (unlike a softmax) feels a common shift.
+    """
+    log_prior_K = (count_K.double() / count_K.sum()).log()
+    return (tau * (log_prior_K - log_prior_K.mean())).float()
+
+
+class Teacher:
+    """The teachers as one function from images to calibrated logits, never differentiated."""
+
+    def __init__(
+        self,
+        teachers: Sequence[torch.nn.Module],
+        correction_K: torch.Tensor,
+        backend: Backend,
+        n_images: int,
+        image_size: int,
+    ) -> None:
+        """Mean of the teachers' logits minus `correction_K`; compiled where `n_images` passes earn it back."""
+
+        def label(image_NCHW: torch.Tensor) -> torch.Tensor:
+            return mean_logits(teachers, image_NCHW, backend) - correction_K
+
+        self._label = backend.compile(label, n_images // 3, image_size)
+
+    @torch.no_grad()
+    def __call__(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return logits, float32 [N, K]."""
+        return self._label(image_NCHW)
+
+
+@torch.no_grad()
+def relabel(config: RelabelConfig, teacher: Teacher, bank: ImageBank, backend: Backend, seed: int, advance: Advance = silent) -> Payload:
+    """Return the stored labels: `logit`, fp16 [N, K] of the images as they are (part of every distilled dataset), and for `stored` also
+    `view_logit`, fp16 [E, S, B, K] of the views drawn from `seed`."""
+    tensors = {"logit": _label_images(teacher, bank).half()}
+    if config.labels == "stored":
+        epochs = []
+        for epoch in range(config.stored_epochs):
+            views = draw_epoch_views(config.views, len(bank), seed, epoch, backend.device)
+            batches = [teacher(make_batch(config.views, bank, views, step)[0]) for step in range(len(views.index_SB))]
+            epochs.append(torch.stack(batches).half().cpu())
+            advance(views.index_SB.numel())
+        tensors["view_logit"] = torch.stack(epochs)
+    return Payload(tensors, {"labels": config.labels})
+
+
+def _label_images(teacher: Teacher, bank: ImageBank) -> torch.Tensor:
+    return torch.cat([teacher(bank.take(position_B)) for position_B in torch.arange(len(bank)).split(250)])
+
+
+def label_bytes(config: RelabelConfig, n_images: int, n_classes: int, n_view_batches: int, teacher_bytes: int) -> int:
+    """Bytes a user must keep to train a student with these labels: fp16 logits, or the teacher itself when it is in the loop."""
+    if config.labels == "one":
+        return 2 * n_images * n_classes
+    if config.labels == "stored":
+        batch = min(config.views.batch_size, n_images)
+        return 2 * config.stored_epochs * n_view_batches * batch * n_classes
+    return teacher_bytes

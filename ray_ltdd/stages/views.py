@@ -1,0 +1,100 @@
+"""The augmented and mixed views students are trained on, as a pure function of (settings, number of images, seed, epoch).
+
+Because views can be drawn again from their seed, storing soft labels for K epochs of views needs the labels and the seed, nothing else.
+
+Legend: N images, B batch, S batches of an epoch, C H W, K classes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ray_ltdd.data.augment import crop, draw_crop_boxes, draw_cutmix_boxes, draw_flips, mixup
+from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.seeding import derive_seed, generator
+from ray_ltdd.settings import Settings
+
+
+class ViewsConfig(Settings):
+    """Batches, crops, flips and mixing of the student's training images; the same for every kind of label."""
+
+    batch_size: int = Field(25, ge=2, description="images per step")
+    min_scale: float = Field(0.2, gt=0, le=1, description="smallest area of the random resized crop")
+    flip: bool = Field(True, description="mirror half of the images; false where left and right differ")
+    mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="how an image is mixed with its partner from the same batch")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="probability that an image is mixed")
+    mix_alpha: float = Field(1.0, gt=0, description="both parameters of the Beta distribution of lambda")
+
+
+@dataclass(frozen=True)
+class EpochViews:
+    """All draws of one epoch, on the device, S rows of B.
+
+    Attributes:
+        index_SB: int64 positions of images.
+        partner_SB: int64 rows of the same batch whose image is mixed in.
+        box_SB4, flip_SB: crop and flip.
+        lambda_SB: float32 share of the image itself, before CutMix's box is clipped; 1 where it is not mixed.
+        centre_seed: of the CutMix boxes.
+    """
+
+    index_SB: torch.Tensor
+    partner_SB: torch.Tensor
+    box_SB4: torch.Tensor
+    flip_SB: torch.Tensor
+    lambda_SB: torch.Tensor
+    centre_seed: int
+
+
+def n_batches(config: ViewsConfig, n_images: int) -> int:
+    """Batches of an epoch; every image is seen at least once."""
+    return -(-n_images // min(config.batch_size, n_images))
+
+
+def draw_epoch_views(config: ViewsConfig, n_images: int, seed: int, epoch: int, device: torch.device) -> EpochViews:
+    """Draw an epoch's views. The last batch is filled up with images of another permutation, so that all have one shape."""
+    batch = min(config.batch_size, n_images)
+    shape = (n_batches(config, n_images), batch)
+    n = shape[0] * shape[1]
+    rng = generator(device, seed, "views", epoch)
+    order = torch.cat([torch.randperm(n_images, generator=rng, device=device) for _ in range(2)])[:n]
+    partner_SB = torch.rand(shape, generator=rng, device=device).argsort(dim=1)
+    draw = np.random.default_rng(derive_seed(seed, "views-lambda", epoch))
+    lam = draw.beta(config.mix_alpha, config.mix_alpha, shape)
+    mixed = draw.random(shape) < (config.mix_probability if config.mix != "none" else 0.0)
+    return EpochViews(
+        order.view(shape),
+        partner_SB,
+        draw_crop_boxes(n, (config.min_scale, 1.0), rng).view(*shape, 4),
+        (draw_flips(n, rng) & config.flip).view(shape),
+        torch.as_tensor(np.where(mixed, lam, 1.0), dtype=torch.float32, device=device),
+        derive_seed(seed, "views-centre", epoch),
+    )
+
+
+def make_batch(config: ViewsConfig, bank: ImageBank, views: EpochViews, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Render one batch.
+
+    Returns:
+        view_BCHW: float32 in [0, 1].
+        partner_B: int64 rows of the batch that were mixed in.
+        lambda_B: float32 share of each image itself, for CutMix corrected for the clipped box.
+    """
+    size = bank.image_size
+    image_BCHW = crop(bank.take(views.index_SB[step]), views.box_SB4[step], views.flip_SB[step], size)
+    partner_B, lambda_B = views.partner_SB[step], views.lambda_SB[step]
+    if config.mix == "none":
+        return image_BCHW, partner_B, lambda_B
+    if config.mix == "mixup":
+        return mixup(image_BCHW, image_BCHW[partner_B], lambda_B), partner_B, lambda_B
+    rng = generator(image_BCHW.device, views.centre_seed, "cutmix", step)
+    mask_B1HW, lambda_B = draw_cutmix_boxes(lambda_B, size, rng)
+    return torch.where(mask_B1HW, image_BCHW[partner_B], image_BCHW), partner_B, lambda_B
+
+
+def mix_labels(label_BK: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:
+    """lambda * label + (1 - lambda) * partner's label, float [B, K]; for one-hot labels and for logits alike."""
+    return lambda_B[:, None] * label_BK + (1 - lambda_B)[:, None] * label_BK[partner_B]

@@ -1,0 +1,1 @@
+"""Class moments, momentum schedules, targets and alignment losses."""

@@ -1,0 +1,26 @@
+"""What all tests share: one torch thread, no compilation, small real data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    # two threads a test wait for each other at every small operation when test processes share the cores: the same tests took 22 s with one
+    # thread and several minutes with two beside one busy process
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with cifar10/ and cifar100/ Parquet files; skips where it is absent."""
+    folder = Path(os.environ.get("RAY_LTDD_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "cifar10" / "train.parquet").exists():
+        pytest.skip(f"no CIFAR files in {folder}")
+    return folder
