@@ -50,16 +50,19 @@ def show(config: Annotated[Path, typer.Argument(metavar="CONFIG")], overrides: O
     if as_json:
         print(json.dumps(loaded.config.model_dump(mode="json"), indent=1))
         return
+    values = loaded.config.model_dump(mode="json")
+    rows = [(name, json.dumps(_dig(values, name)), origin) for name, origin in loaded.origins.items()]
+    console = Console()
+    if not console.is_terminal:
+        for name, value, origin in rows:
+            print(f"{name} = {value}  # {origin}")
+        return
     table = Table(title=f"Settings, fingerprint {loaded.config.fingerprint}", title_justify="left")
     for heading in ("setting", "value", "from"):
         table.add_column(heading, overflow="fold")
-    dumped = loaded.config.model_dump(mode="json")
-    for name, origin in loaded.origins.items():
-        value: Any = dumped
-        for part in name.split("."):
-            value = value[part]
-        table.add_row(name, json.dumps(value), origin, style=None if origin != "default" else "dim")
-    Console().print(table)
+    for row in rows:
+        table.add_row(*row, style="dim" if row[2] == "default" else None)
+    console.print(table)
 
 
 @app.command()
@@ -147,6 +150,12 @@ def data_describe(
     Console().print(profile_rows(split, prepared.class_names))
     print(f"split {split.name}, fingerprint {split.fingerprint[:12]}")
     print(f"picture: {path}")
+
+
+def _dig(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
 
 
 def _data_config(name: str, overrides: list[str] | None) -> Any:

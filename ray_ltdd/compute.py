@@ -4,6 +4,7 @@ bf16 is chosen only where the hardware multiplies in it: on a CPU without such i
 (ConvNet-3, 33 against 289 images/s on an AVX2 machine), while on one that has them it is 2 to 4 times faster.
 """
 
+import logging
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -54,8 +55,14 @@ class Backend:
         """
         worth = n_images * image_size**2 >= COMPILE_WORTH_IMAGES * 32**2
         if self.compiles == "on" or (self.compiles == "auto" and worth):
+            # torch warns of CUDA tools without a CUDA device when it builds C++ for the CPU, which is what is wanted then
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             return torch.compile(function, dynamic=False)  # type: ignore[return-value]
         return function
+
+    def forget(self) -> None:
+        """Drop compiled graphs: torch gives up compiling a function after a few versions of it, and every task brings its own."""
+        torch.compiler.reset()
 
     def describe(self) -> dict[str, str]:
         """Plain data for the result rows."""
@@ -78,11 +85,10 @@ def resolve_backend(config: ComputeConfig) -> Backend:
     device = torch.device(name)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if config.precision == "auto":
-        dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
-    else:
-        dtype = getattr(torch, config.precision)
-    return Backend(device, dtype, config.compile)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
+    return Backend(device, getattr(torch, precision), config.compile)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -128,8 +128,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     """Read a YAML file, apply `key=value` overrides, validate.
 
     Raises:
-        InputError: the file is missing or no mapping; an override is malformed; or settings are unknown or out of range, all of them at once with dotted
-            path and nearest name.
+        InputError: the file is missing or no mapping; an override is malformed; or settings are unknown or out of range, all of them at once with
+            dotted path and nearest name.
     """
     values = read_yaml(Path(path))
     origins = dict.fromkeys((name for name, _ in _leaves(values)), str(path))
@@ -138,12 +138,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
         _set(values, name.split("."), value, override)
         nested = [inner for inner, _ in _leaves(value, name + ".")] if isinstance(value, dict) and value else [name]
         origins |= dict.fromkeys(nested, "command line")
-    config = validate(values, str(path))
+    config = validate(values, str(path), origins)
     return LoadedConfig(config, {name: _origin(name, origins) for name, _ in _leaves(config.model_dump(mode="json"))})
 
 
-def validate(values: Mapping[str, Any], place: str) -> ExperimentConfig:
-    """Build the configuration from plain data.
+def validate(values: Mapping[str, Any], place: str, origins: Mapping[str, str] | None = None) -> ExperimentConfig:
+    """Build the configuration from plain data; `origins` tells where single values came from, `place` where all others did.
 
     Raises:
         InputError: every problem on a line of its own.
@@ -151,8 +151,17 @@ def validate(values: Mapping[str, Any], place: str) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        messages = dict.fromkeys(_explain(problem) for problem in error.errors())
-        raise InputError("\n".join(f"{place}: {message}" for message in messages)) from None
+        problems = error.errors()
+        common = {".".join(map(str, problem["loc"])) for problem in problems}
+        # a wrong value under `experts` is wrong again in every role that inherits it: once is enough
+        inherited = {problem["loc"]: f"experts.{problem['loc'][-1]}" for problem in problems if "training" in problem["loc"]}
+        known = origins or {}
+        messages = dict.fromkeys(
+            f"{known.get('.'.join(map(str, problem['loc'])), place)}: {_explain(problem)}"
+            for problem in problems
+            if inherited.get(problem["loc"]) not in common
+        )
+        raise InputError("\n".join(messages)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -8,33 +8,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ray_ltdd.errors import InputError
 
-_REMEDY = {
-    errno.ENOSPC: "no space left on the disk: free some, or choose another folder",
-    errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder",
-    errno.EROFS: "the file system is read-only: choose another folder",
-    errno.EACCES: "permission denied: make the folder writable, or choose another one",
-    errno.EPERM: "permission denied: make the folder writable, or choose another one",
-    errno.ENOTDIR: "a file stands where a folder is needed: choose another folder",
-    errno.EEXIST: "a file stands where a folder is needed: choose another folder",
-}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 @contextmanager
-def readable_os_error(place: Path) -> Iterator[None]:
-    """Turn an operating-system error about the disk into an `InputError` that names `place` and the remedy; let others pass."""
+def readable_os_error(place: Path, setting: str = "output.root") -> Iterator[None]:
+    """Turn the body's errors about a full or unwritable disk into an `InputError`; let others pass.
+
+    Args:
+        place: the folder written to.
+        setting: which setting names another folder.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _REMEDY:
+        if error.errno not in _UNWRITABLE:
             raise
-        raise InputError(f"cannot write to {error.filename or place}: {_REMEDY[error.errno]}.") from error
-    except Exception as error:
+        raise _unwritable(place, setting, error.strerror or str(error), error.errno in _FULL) from error
+    except SafetensorError as error:
         # safetensors reports the operating system's errors as text in a class of its own
-        if "No space left on device" in str(error):
-            raise InputError(f"cannot write to {place}: {_REMEDY[errno.ENOSPC]}.") from error
-        raise
+        if "No space left on device" not in str(error):
+            raise
+        raise _unwritable(place, setting, "No space left on device", is_full=True) from error
+
+
+def _unwritable(place: Path, setting: str, reason: str, is_full: bool) -> InputError:
+    remedy = "free space there" if is_full else "make it a writable folder"
+    return InputError(f"{setting}={place} cannot be written ({reason}): {remedy} or set {setting} to another folder")
 
 
 @contextmanager

@@ -67,6 +67,7 @@ def run_expert(
     seed: int,
 ) -> Payload:
     """Train one expert."""
+    bench.backend.forget()
     expert = bench.new_expert(model, derive_seed(seed, "expert-weights"))
     return experts.train_expert(training, expert, bench.bank("train"), bench.count_K, bench.backend, seed, slot, advance)
 
@@ -434,6 +435,7 @@ def run_student(
     seed: int,
 ) -> Payload:
     """Train and test one student."""
+    bench.backend.forget()
     student_seed = derive_seed(seed, "student", number)
     model = build_student(
         student.model,

@@ -21,19 +21,20 @@ from pydantic import Field
 from ray_ltdd.data.catalogue import Benchmark, find_benchmark
 from ray_ltdd.data.pixels import decode
 from ray_ltdd.data.prepared import (
+    ROOT_SETTING,
     NpyWriter,
     PreparedDataset,
     is_whole,
     new_folder,
     open_prepared,
     write_record,
-    writing,
 )
 from ray_ltdd.data.sources import open_source
 from ray_ltdd.data.sources.base import Contents, Part, Source, reading
 from ray_ltdd.errors import InputError
 from ray_ltdd.seeding import generator
 from ray_ltdd.settings import Settings
+from ray_ltdd.storage import readable_os_error
 
 # Raise when the decoded pixels would change: older folders are then no longer found.
 FORMAT_VERSION = 1
@@ -97,7 +98,7 @@ def prepare_dataset(config: DataConfig, on_progress: Callable[[int, int], None] 
     if is_whole(task.folder):
         return open_prepared(task.folder)
     root, lock = task.folder.parent, FileLock(f"{task.folder}.lock")
-    with writing(root):
+    with readable_os_error(root, ROOT_SETTING):
         root.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
@@ -152,7 +153,7 @@ def _write(task: _Task, on_progress: Callable[[int, int], None] | None) -> None:
             "files": files,
             "key_inputs": task.key_inputs,
         }
-        with writing(task.folder.parent):
+        with readable_os_error(task.folder.parent, ROOT_SETTING):
             write_record(temporary, record)
 
 
@@ -204,16 +205,16 @@ def _write_part(folder: Path, part: str, selection: _Selection, task: _Task, fil
     """Write one part, yielding the number of images in each chunk; afterwards `files` has the records of its files."""
     root, shape = task.folder.parent, (task.benchmark.channels, task.image_size, task.image_size)
     count = len(selection.index_N)
-    with writing(root):
+    with readable_os_error(root, ROOT_SETTING):
         writer = NpyWriter(folder / f"{part}_labels.npy", (count,), np.int64)
         writer.append(selection.part.label_N[selection.index_N].astype(np.int64))
         files[f"{part}_labels.npy"] = writer.close()
         writer = NpyWriter(folder / f"{part}_images.npy", (count, *shape), np.uint8)
     for image_NCHW in _decoded_chunks(selection, task.image_size, task.benchmark.channels):
-        with writing(root):
+        with readable_os_error(root, ROOT_SETTING):
             writer.append(image_NCHW)
         yield len(image_NCHW)
-    with writing(root):
+    with readable_os_error(root, ROOT_SETTING):
         files[f"{part}_images.npy"] = writer.close()
 
 

@@ -3,7 +3,6 @@
 Shapes: N images of a part, K classes, C channels, H W pixels (uint8).
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -17,19 +16,11 @@ from typing import BinaryIO
 import numpy as np
 
 from ray_ltdd.errors import InputError
+from ray_ltdd.storage import readable_os_error
 
 RECORD = "prepared.json"
 PARTS = ("train", "test")
-_UNWRITABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.ENOTDIR,
-    errno.EEXIST,
-}
+ROOT_SETTING = "data.root"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +93,6 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-@contextmanager
-def writing(root: Path) -> Iterator[None]:
-    """Turn an `OSError` of the body that says `root` cannot be written or is full into an `InputError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
-        remedy = "free space there or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it a writable folder or"
-        raise InputError(f"data.root={root} cannot be written ({error.strerror}): {remedy} set data.root to another folder") from error
-
-
 class NpyWriter:
     """An .npy file written front to back, hashed on the way.
 
@@ -166,11 +145,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    with writing(folder.parent):
+    with readable_os_error(folder.parent, ROOT_SETTING):
         temporary.mkdir()
     try:
         yield temporary
-        with writing(folder.parent):
+        with readable_os_error(folder.parent, ROOT_SETTING):
             _sync(temporary)
             if folder.exists():
                 shutil.rmtree(folder)

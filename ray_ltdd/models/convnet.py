@@ -29,9 +29,7 @@ class ConvNet(Encoder):
         InputError: `image_size` is smaller than 2**depth, so that nothing would be left after the last pooling.
     """
 
-    def __init__(
-        self, image_size: int, channels: int, width: int, depth: int, normalization: NormalizationKind
-    ) -> None:
+    def __init__(self, image_size: int, channels: int, width: int, depth: int, normalization: NormalizationKind) -> None:
         map_size = image_size >> depth
         if map_size == 0:
             raise InputError(
@@ -39,9 +37,7 @@ class ConvNet(Encoder):
                 f"{image_size} px: set model.depth to {image_size.bit_length() - 1} or less, or use larger images."
             )
         super().__init__(width * map_size**2)
-        self.blocks = nn.Sequential(
-            *(_block(channels if i == 0 else width, width, normalization) for i in range(depth)), nn.Flatten()
-        )
+        self.blocks = nn.Sequential(*(_block(channels if i == 0 else width, width, normalization) for i in range(depth)), nn.Flatten())
 
     def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
         """Return feature_NF of normalised floating-point images."""

@@ -56,8 +56,7 @@ class PixelNetwork(nn.Module):
         self.register_buffer("std_C", _constants(std_C))
         if self.mean_C.shape != self.std_C.shape:
             raise InputError(
-                f"there are {self.mean_C.numel()} channel means but {self.std_C.numel()} standard deviations: give one "
-                "of each per image channel."
+                f"there are {self.mean_C.numel()} channel means but {self.std_C.numel()} standard deviations: give one of each per image channel."
             )
         if not bool((self.std_C > 0).all()):
             raise InputError(
@@ -209,8 +208,7 @@ def _seeded_construction(seed: int) -> Iterator[None]:
 def _check_constants(channels: int, mean_C: Sequence[float] | torch.Tensor) -> None:
     if len(mean_C) != channels:
         raise InputError(
-            f"the images have {channels} channels but there are {len(mean_C)} channel means: give one mean and one "
-            "standard deviation per channel."
+            f"the images have {channels} channels but there are {len(mean_C)} channel means: give one mean and one standard deviation per channel."
         )
 
 

@@ -92,9 +92,7 @@ class TorchvisionResNet(Encoder):
     """
 
     def __init__(self, architecture: str, image_size: int, channels: int, normalization: NormalizationKind) -> None:
-        network = _TORCHVISION_BUILDERS[architecture](
-            weights=None, norm_layer=partial(build_normalization, normalization)
-        )
+        network = _TORCHVISION_BUILDERS[architecture](weights=None, norm_layer=partial(build_normalization, normalization))
         super().__init__(network.fc.in_features)
         network.fc = nn.Identity()
         if image_size <= 64:

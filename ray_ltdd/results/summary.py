@@ -10,9 +10,9 @@ from rich.table import Table
 from ray_ltdd.executor import StageRecord
 
 TITLES = {
-    "distilled": "distilled images, soft labels",
-    "random": "random real images, one-hot labels",
-    "whole": "whole long-tailed set, one-hot labels",
+    "distilled": "distilled, soft labels",
+    "random": "random real, one-hot",
+    "whole": "whole set, one-hot",
     "observer": "the observer itself",
     "teacher": "the teacher itself",
 }
@@ -78,24 +78,17 @@ def _outcome(method: str, network: str, rows: Sequence[Mapping[str, Any]]) -> Ou
 
 def outcome_table(outcomes: Sequence[Outcome], part: str, n_tested: int, group_rule: str) -> Table:
     """The accuracy table."""
-    title = f"Accuracy on the {n_tested:,} {part} images, in percent (± deviation over seeds)"
-    table = Table(title=title, caption=f"Groups of classes {group_rule}.", title_justify="left", caption_justify="left")
-    for heading, justify in (("trained on", "left"), ("images", "right"), ("network", "left"), ("seeds", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for heading in ("top-1", "many", "medium", "few"):
-        table.add_column(heading, justify="right")
+    students = next((outcome.network for outcome in outcomes if outcome.method == "distilled"), "")
+    experts = ", ".join(f"{outcome.method} {outcome.network}" for outcome in outcomes if outcome.method in ("observer", "teacher"))
+    title = f"Accuracy of {students} students on the {n_tested:,} {part} images, in percent"
+    caption = f"± is the deviation over seeds. Experts: {experts}.\nGroups of classes {group_rule}."
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for heading in ("trained on", "images", "seeds", "top-1", "many", "medium", "few"):
+        table.add_column(heading, justify="left" if heading == "trained on" else "right", no_wrap=True)
     for outcome in outcomes:
         groups = ["" if outcome.mean[name] is None else f"{outcome.mean[name]:.1f}" for name in METRICS[1:]]
         style = "bold" if outcome.method == "distilled" else None
-        table.add_row(
-            TITLES[outcome.method],
-            f"{outcome.n_images:,}",
-            outcome.network,
-            str(outcome.n),
-            outcome.top1,
-            *groups,
-            style=style,
-        )
+        table.add_row(TITLES[outcome.method], f"{outcome.n_images:,}", str(outcome.n), outcome.top1, *groups, style=style)
     return table
 
 

@@ -38,19 +38,20 @@ class ExpertTraining(Settings):
 
     epochs: int = Field(200, ge=1, description="passes over the long-tailed set (by the uniform stream)")
     batch_size: int = Field(64, ge=2, description="images per stream and step; two streams make two mixed views of this size")
-    learning_rate: float = Field(0.03, gt=0, description="peak learning rate of SGD")
+    learning_rate: float = Field(0.05, gt=0, description="peak learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     nesterov: bool = Field(True, description="Nesterov's form of momentum")
-    weight_decay: float = Field(1e-3, ge=0, description="L2 penalty of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of SGD")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly; a cosine to zero follows")
     debias: bool = Field(
         True,
         description="false: plain cross-entropy on the same mixed views, uniform sampling, no robust term (Table 8's ablation)",
     )
-    robust_weight: float = Field(1.0, ge=0, description="weight of L_robust (Eq. 5)")
+    robust_weight: float = Field(0.2, ge=0, description="weight of L_robust (Eq. 5)")
     debias_weight: float = Field(1.0, ge=0, description="weight of L_debias (Eq. 6)")
-    class_weight_exponent: float = Field(1.0, ge=0, le=3, description="q: classes weigh n_c^-q in the weighted cross-entropy")
-    sampler_exponent: float = Field(0.2, ge=0, le=2, description="the second stream draws an image of class c with weight n_c^-this; 0 is uniform")
+    class_weight_exponent: float = Field(0.35, ge=0, le=3, description="q: classes weigh n_c^-q in the weighted cross-entropy")
+    logit_adjustment: float = Field(0.0, ge=0, le=3, description="tau: both cross-entropies see logits plus tau times the log class prior")
+    sampler_exponent: float = Field(1.0, ge=0, le=2, description="the second stream draws an image of class c with weight n_c^-this; 0 is uniform")
     mixup_alpha: float = Field(
         0.5,
         gt=0,
@@ -127,7 +128,8 @@ def train_expert(
     )
     average = ExponentialAverage(expert, config.ema_decay) if config.ema_decay else None
     weight_K = inverse_frequency_weights(count_K, config.class_weight_exponent).to(backend.device)
-    loss_of = backend.compile(expert_loss(config, expert, weight_K, backend), n_all * config.batch_size * 2, bank.image_size)
+    adjustment_K = (config.logit_adjustment * (count_K.double() / count_K.sum()).log()).float().to(backend.device)
+    loss_of = backend.compile(expert_loss(config, expert, weight_K, adjustment_K, backend), n_all * config.batch_size * 2, bank.image_size)
     first_epoch = load_training_state(slot, expert, optimizer, average)
     advance(first_epoch * n_steps * 2 * config.batch_size)
     expert.train()
@@ -200,7 +202,9 @@ def draw_views(
     return view_NCHW, first_B.repeat(2), second_B.repeat(2), torch.cat([lambda_B, cutmix_lambda_B])
 
 
-def expert_loss(config: ExpertTraining, expert: Expert, weight_K: torch.Tensor, backend: Backend) -> Callable[..., torch.Tensor]:
+def expert_loss(
+    config: ExpertTraining, expert: Expert, weight_K: torch.Tensor, adjustment_K: torch.Tensor, backend: Backend
+) -> Callable[..., torch.Tensor]:
     """Return the loss of Eq. 7 as a function of (view_NCHW, first_N, second_N, lambda_N, alpha) that can be compiled.
 
     Without debiasing it is the plain cross-entropy of the head that is used afterwards.
@@ -217,15 +221,15 @@ def expert_loss(config: ExpertTraining, expert: Expert, weight_K: torch.Tensor, 
             output = expert.heads(view_NCHW)
         p_1, p_2 = output.prediction_NP.float().chunk(2)
         z_1, z_2 = output.projection_NP.float().chunk(2)
-        weighted = mixed_cross_entropy(output.debiased_logit_NK, first_N, second_N, lambda_N, weight_K)
-        plain = mixed_cross_entropy(output.plain_logit_NK, first_N, second_N, lambda_N)
+        weighted = mixed_cross_entropy(output.debiased_logit_NK + adjustment_K, first_N, second_N, lambda_N, weight_K)
+        plain = mixed_cross_entropy(output.plain_logit_NK + adjustment_K, first_N, second_N, lambda_N)
         debias = alpha * weighted + (1 - alpha) * plain
         return config.robust_weight * robust_loss(p_1, z_1, p_2, z_2) + config.debias_weight * debias
 
     def plain(view_NCHW: torch.Tensor, first_N: torch.Tensor, second_N: torch.Tensor, lambda_N: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         with backend.autocast():
             logit_NK = expert(view_NCHW)
-        return mixed_cross_entropy(logit_NK, first_N, second_N, lambda_N)
+        return mixed_cross_entropy(logit_NK + adjustment_K, first_N, second_N, lambda_N)
 
     return debiased if config.debias else plain
 

@@ -1,8 +1,8 @@
 """Stage 3: confidence-guided, multi-round choice of real crops as initial images.
 
 Every real image offers several random resized crops, scored by the teacher with the log-probability of the true class (negative
-cross-entropy). Per class, in rounds, every image offers its best unused crop; if the offers exceed the open slots the best-scoring ones fill them, else all are taken. So no image
-appears twice before every image has appeared once.
+cross-entropy). Per class, in rounds, every image offers its best unused crop; if the offers exceed the open slots the best-scoring ones fill
+them, else all are taken. So no image appears twice before every image has appeared once.
 
 Legend: N images of a class, M crops of each, K classes, C H W.
 """

@@ -15,8 +15,9 @@ from tiny_images import encode, pixels
 
 from ray_ltdd.data import prepare
 from ray_ltdd.data.prepare import CHUNK_IMAGES, DataConfig, prepare_dataset
-from ray_ltdd.data.prepared import NpyWriter, open_prepared, writing
+from ray_ltdd.data.prepared import NpyWriter, open_prepared
 from ray_ltdd.errors import InputError
+from ray_ltdd.storage import readable_os_error
 
 BOTH = {"train": {"cat": 3, "dog": 2}, "test": {"cat": 1, "dog": 1}}
 
@@ -214,7 +215,7 @@ def test_root_that_is_a_file(tmp_path):
 def test_a_write_to_a_full_device_is_one_sentence():
     with (
         pytest.raises(InputError, match=r"data.root=/d cannot be written \(No space left on device\): free space there or"),
-        writing("/d"),
+        readable_os_error(Path("/d"), "data.root"),
     ):
         NpyWriter(Path("/dev/full"), (1 << 20,), np.uint8).append(np.zeros(1 << 20, np.uint8))
 
