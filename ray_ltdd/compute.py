@@ -14,14 +14,15 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
+from torch.utils.flop_counter import FlopCounterMode
 
 from ray_ltdd.errors import InputError
 from ray_ltdd.settings import Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-COMPILE_WORTH_IMAGES = 40_000
-"""Forward-and-backward images (at 32x32 pixels) from which compiling a ConvNet on 2 cores earns back its 10 to 15 seconds."""
+COMPILE_WORTH_FLOPS = 3e12
+"""Work from which compiling earns back its 5 to 15 seconds on 2 cores: 10,000 images forward and backward, or 30,000 forward, through a ConvNet-3."""
 
 
 class ComputeConfig(Settings):
@@ -48,13 +49,16 @@ class Backend:
         """The context for forward passes; does nothing in float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
-    def compile(self, function: Function, n_images: int, image_size: int) -> Function:
-        """Return `function` compiled if that pays off for `n_images` passes at `image_size` pixels, else as it is.
+    def worth_compiling(self, flops: float) -> bool:
+        """Whether `flops` floating-point operations earn compilation back, or the settings force it."""
+        return self.compiles == "on" or (self.compiles == "auto" and flops >= COMPILE_WORTH_FLOPS)
+
+    def compile(self, function: Function, flops: float) -> Function:
+        """Return `function` compiled if that pays off for `flops` floating-point operations in all, else as it is.
 
         The rule looks at the settings only, never at a clock: compiled and eager code round differently, and a run must give the same bytes twice.
         """
-        worth = n_images * image_size**2 >= COMPILE_WORTH_IMAGES * 32**2
-        if self.compiles == "on" or (self.compiles == "auto" and worth):
+        if self.worth_compiling(flops):
             # torch warns of CUDA tools without a CUDA device when it builds C++ for the CPU, which is what is wanted then
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             return torch.compile(function, dynamic=False)  # type: ignore[return-value]
@@ -71,6 +75,17 @@ class Backend:
             "precision": str(self.dtype).removeprefix("torch."),
             "compile": self.compiles,
         }
+
+
+@torch.no_grad()
+def forward_flops(module: torch.nn.Module, channels: int, image_size: int) -> float:
+    """Floating-point operations of one image's forward pass; a training step takes three times as many."""
+    was_training = module.training
+    device = next(module.parameters()).device
+    with FlopCounterMode(display=False) as counter:
+        module.eval()(torch.zeros(1, channels, image_size, image_size, device=device))
+    module.train(was_training)
+    return float(counter.get_total_flops())
 
 
 def resolve_backend(config: ComputeConfig) -> Backend:

@@ -8,8 +8,8 @@ from ray_ltdd.artifacts import Artifact
 from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.executor import Executor
 from ray_ltdd.sharding import work_units
-from ray_ltdd.tasks import RecoveryInputs, Source, TrainedExpert, WavePlace
-from ray_ltdd.workbench import Workbench
+from ray_ltdd.tasks import RecoveryInputs, Source, WavePlace
+from ray_ltdd.workbench import TrainedExpert, Workbench
 
 
 @dataclass(frozen=True)

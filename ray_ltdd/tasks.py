@@ -15,24 +15,16 @@ from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.data.groups import shot_groups
 from ray_ltdd.executor import Task
 from ray_ltdd.models.config import ModelConfig
-from ray_ltdd.models.expert import Expert, build_student
+from ray_ltdd.models.expert import build_student
 from ray_ltdd.seeding import derive_seed
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages import calibrate, evaluate, experts, recover, relabel, select_crops
 from ray_ltdd.stages.progress import Advance
 from ray_ltdd.stages.views import n_batches
-from ray_ltdd.statistics.observe import observing
-from ray_ltdd.workbench import Part, Workbench, bank_of
+from ray_ltdd.statistics.observe import Observation
+from ray_ltdd.workbench import Part, TrainedExpert, Workbench, bank_of
 
 Source = Literal["distilled", "random", "whole"]
-
-
-@dataclass(frozen=True)
-class TrainedExpert:
-    """A trained expert's artifact and what is needed to load it."""
-
-    artifact: Artifact
-    model: ModelConfig
 
 
 def key(config: ExperimentConfig, stage: str, version: int, settings: Mapping[str, Any], upstream: Mapping[str, str]) -> Key:
@@ -74,7 +66,7 @@ def run_expert(
 
 def moments_task(config: ExperimentConfig, bench: Workbench, observer: TrainedExpert, classes: tuple[int, ...]) -> Task:
     """Stage 2, one work unit."""
-    kind = calibrate.resolve_layers(config.calibrate, bench.expert(observer.artifact, observer.model))
+    kind = calibrate.resolve_layers(config.calibrate, bench.expert(observer))
     settings = calibrate.MomentsConfig(layers=kind, momentum=config.calibrate.momentum, batch_size=config.calibrate.batch_size)
     upstream = {"split": bench.split.fingerprint, "observer": observer.artifact.digest}
     stage_key = key(config, "calibrate", calibrate.VERSION, {"moments": settings, "classes": list(classes)}, upstream)
@@ -98,8 +90,9 @@ def run_moments(
     seed: int,
 ) -> Payload:
     """Measure the class moments of one unit."""
-    expert = bench.expert(observer.artifact, observer.model)
-    return calibrate.class_moments(settings, expert, bench.bank("train"), classes, bench.backend, seed, advance)
+    bank = bench.bank("train")
+    observe = bench.observation(observer, settings.layers, len(bank))
+    return calibrate.class_moments(settings, observe, bank, classes, bench.backend, seed, advance)
 
 
 def crops_task(config: ExperimentConfig, bench: Workbench, teachers: Sequence[TrainedExpert], classes: tuple[int, ...]) -> Task:
@@ -132,8 +125,9 @@ def run_crops(
     seed: int,
 ) -> Payload:
     """Choose the initial images of one unit."""
-    models = [bench.expert(teacher.artifact, teacher.model) for teacher in teachers]
-    return select_crops.select_crops(settings, images_per_class, models, bench.bank("train"), classes, bench.backend, seed, advance)
+    bank = bench.bank("train")
+    teacher = bench.teacher(teachers, len(bank) * settings.crops_per_image)
+    return select_crops.select_crops(settings, images_per_class, teacher, bank, classes, bench.backend, seed, advance)
 
 
 @dataclass(frozen=True)
@@ -203,9 +197,8 @@ def run_initial_moments(
 ) -> Payload:
     """Measure them."""
     image_NCHW, label_N = _wave_images(bench, shared, place, initial)
-    kind = calibrate.resolve_layers(shared.calibrate, _observer(bench, shared))
-    with torch.no_grad(), observing(_observer(bench, shared), kind, bench.backend, 0, image_NCHW.shape[-1]) as observe:
-        _, moments = recover.synthetic_moments(observe, image_NCHW, label_N, place.classes)
+    with torch.no_grad():
+        _, moments = recover.synthetic_moments(_observation(bench, shared), image_NCHW, label_N, place.classes)
     state = recover.start_wave(image_NCHW)
     state.smoothed = moments
     return Payload(state.tensors(), {"classes": list(place.classes)})
@@ -267,26 +260,25 @@ def run_recover(
     moments = calibrate.join_classes([_moments(unit, part) for unit, part in zip(shared.units, shared.moments, strict=True)])
     layers = shared.moments[0].record["layers"]
     targets = calibrate.alignment_targets(shared.calibrate, moments, layers, place.classes, shared.settings.first_layer_weight, bench.backend.device)
-    observer = _observer(bench, shared)
-    kind = calibrate.resolve_layers(shared.calibrate, observer)
-    with observing(observer, kind, bench.backend, len(label_N) * shared.settings.steps * place.n_waves, image_NCHW.shape[-1]) as observe:
-        problem = recover.UnitProblem(
-            observe=observe,
-            classes=place.classes,
-            label_N=label_N,
-            targets=targets,
-            others=_exchanged_moments(bench, shared, exchanged, targets),
-            variance=shared.calibrate.variance,
-            pixel_scale=float(bench.split.std_C.mean()),
-            seed=derive_seed(shared.seed, "recover", place.classes[0], place.wave),
-            name=f"classes {_span(place.classes)}",
-        )
-        state = recover.recover_wave(shared.settings, problem, state, place.last_step, slot, advance)
+    problem = recover.UnitProblem(
+        observe=_observation(bench, shared),
+        classes=place.classes,
+        label_N=label_N,
+        targets=targets,
+        others=_exchanged_moments(bench, shared, exchanged, targets),
+        variance=shared.calibrate.variance,
+        pixel_scale=float(bench.split.std_C.mean()),
+        seed=derive_seed(shared.seed, "recover", place.classes[0], place.wave),
+        name=f"classes {_span(place.classes)}",
+    )
+    state = recover.recover_wave(shared.settings, problem, state, place.last_step, slot, advance)
     return Payload(state.tensors(), {"classes": list(place.classes), "step": state.step, "loss": state.loss})
 
 
-def _observer(bench: Workbench, shared: RecoveryInputs) -> Expert:
-    return bench.expert(shared.observer.artifact, shared.observer.model)
+def _observation(bench: Workbench, shared: RecoveryInputs) -> Observation:
+    kind = calibrate.resolve_layers(shared.calibrate, bench.expert(shared.observer))
+    n_images = sum(len(unit) for unit in shared.units) * shared.images_per_class
+    return bench.observation(shared.observer, kind, 3 * shared.settings.steps * n_images)
 
 
 def _wave_images(bench: Workbench, shared: RecoveryInputs, place: WavePlace, initial: Artifact) -> tuple[torch.Tensor, torch.Tensor]:
@@ -368,10 +360,9 @@ def run_labels(
     return relabel.relabel(settings, teacher, bank, bench.backend, derive_seed(seed, "relabel"), advance)
 
 
-def _teacher(bench: Workbench, settings: relabel.RelabelConfig, teachers: Sequence[TrainedExpert], n_images: int) -> relabel.Teacher:
-    models = [bench.expert(teacher.artifact, teacher.model) for teacher in teachers]
+def _teacher(bench: Workbench, settings: relabel.RelabelConfig, teachers: Sequence[TrainedExpert], n_passes: int) -> select_crops.Logits:
     correction_K = relabel.prior_correction(bench.count_K, settings.tau).to(bench.backend.device)
-    return relabel.Teacher(models, correction_K, bench.backend, n_images, bench.prepared.image_size)
+    return relabel.calibrated(bench.teacher(teachers, n_passes), correction_K)
 
 
 def student_task(
@@ -493,7 +484,7 @@ def run_score(bench: Workbench, slot: CheckpointSlot, advance: Advance, expert: 
     """Test one expert."""
     groups, _ = shot_groups(bench.split.count_K)
     bank = bench.bank(part)
-    payload = evaluate.score(bench.expert(expert.artifact, expert.model), bank, bench.n_classes, groups.tolist(), bench.backend)
+    payload = evaluate.score(bench.expert(expert), bank, bench.n_classes, groups.tolist(), bench.backend)
     advance(len(bank))
     return payload
 

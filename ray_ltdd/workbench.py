@@ -3,20 +3,26 @@
 Legend: N images, K classes.
 """
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ray_ltdd.artifacts import Artifact, Payload
-from ray_ltdd.compute import Backend
+from ray_ltdd.compute import Backend, forward_flops
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.data.prepared import PreparedDataset
 from ray_ltdd.data.split import LongTailedSplit
 from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import Expert, build_expert
+from ray_ltdd.models.monitor import MonitorKind
+from ray_ltdd.stages.relabel import mean_logits
+from ray_ltdd.stages.select_crops import Logits
+from ray_ltdd.statistics.observe import Observation, observing
 
 Part = Literal["train", "validation", "test"]
 
@@ -47,6 +53,14 @@ def load_split(artifact: Artifact) -> LongTailedSplit:
     )
 
 
+@dataclass(frozen=True)
+class TrainedExpert:
+    """A trained expert's artifact and what is needed to load it."""
+
+    artifact: Artifact
+    model: ModelConfig
+
+
 @dataclass
 class Workbench:
     """The dataset, its split and the device; banks and experts are loaded at first use and kept.
@@ -62,6 +76,8 @@ class Workbench:
     backend: Backend
     _banks: dict[str, ImageBank] = field(default_factory=dict)
     _experts: dict[str, Expert] = field(default_factory=dict)
+    _functions: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    _contexts: ExitStack = field(default_factory=ExitStack)
 
     @property
     def n_classes(self) -> int:
@@ -104,13 +120,38 @@ class Workbench:
         expert = build_expert(config, *shape, torch.from_numpy(self.split.mean_C), torch.from_numpy(self.split.std_C), seed)
         return expert.to(self.backend.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def expert(self, artifact: Artifact, config: ModelConfig) -> Expert:
-        """The trained expert of an artifact: frozen, in evaluation mode, on the device."""
-        if artifact.digest not in self._experts:
-            expert = self.new_expert(config, seed=0)
-            expert.load_state_dict(artifact.tensors())
-            self._experts[artifact.digest] = expert.eval().requires_grad_(False)
-        return self._experts[artifact.digest]
+    def expert(self, trained: TrainedExpert) -> Expert:
+        """A trained expert: frozen, in evaluation mode, on the device."""
+        digest = trained.artifact.digest
+        if digest not in self._experts:
+            self._experts[digest] = self._load(trained)
+        return self._experts[digest]
+
+    def observation(self, observer: TrainedExpert, kind: MonitorKind, n_passes: int) -> Observation:
+        """The observer with its layers watched; compiled where `n_passes` forward passes earn it back, once for all tasks."""
+        flops = n_passes * self._flops(observer)
+        name = ("observation", observer.artifact.digest, kind, str(self.backend.worth_compiling(flops)))
+        if name not in self._functions:
+            # a copy of its own: the hooks must not slow the same expert down where it serves as teacher
+            context = observing(self._load(observer), kind, self.backend, flops)
+            self._functions[name] = self._contexts.enter_context(context)
+        return self._functions[name]
+
+    def teacher(self, teachers: Sequence[TrainedExpert], n_passes: int) -> Logits:
+        """The mean of the teachers' logits; compiled where `n_passes` forward passes earn it back, once for all tasks."""
+        flops = n_passes * sum(self._flops(teacher) for teacher in teachers)
+        name = ("teacher", *(t.artifact.digest for t in teachers), str(self.backend.worth_compiling(flops)))
+        if name not in self._functions:
+            self._functions[name] = mean_logits([self.expert(teacher) for teacher in teachers], self.backend, flops)
+        return self._functions[name]
+
+    def _flops(self, trained: TrainedExpert) -> float:
+        return forward_flops(self.expert(trained), self.prepared.channels, self.prepared.image_size)
+
+    def _load(self, trained: TrainedExpert) -> Expert:
+        expert = self.new_expert(trained.model, seed=0)
+        expert.load_state_dict(trained.artifact.tensors())
+        return expert.eval().requires_grad_(False)
 
 
 def bank_of(image_NCHW: torch.Tensor, label_N: torch.Tensor, device: torch.device) -> ImageBank:

@@ -48,6 +48,11 @@ class ImageBank:
         return int(self._mapped_NCHW.shape[-1])
 
     @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return int(self._mapped_NCHW.shape[1])
+
+    @property
     def is_resident(self) -> bool:
         """Whether the images are on the device as a whole."""
         return self._resident_NCHW is not None

@@ -18,7 +18,7 @@ from ray_ltdd.settings import Settings
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.statistics.alignment import LayerTarget
 from ray_ltdd.statistics.moments import ClassMoments
-from ray_ltdd.statistics.observe import observing
+from ray_ltdd.statistics.observe import Observation
 from ray_ltdd.statistics.schedules import MomentumConfig
 from ray_ltdd.statistics.targets import ClassWeights, VarianceReading, class_weights, mixture_moments
 
@@ -65,7 +65,7 @@ def resolve_layers(config: CalibrateConfig, observer: torch.nn.Module) -> Monito
 @torch.no_grad()
 def class_moments(
     config: MomentsConfig,
-    observer: torch.nn.Module,
+    observe: Observation,
     bank: ImageBank,
     classes: Sequence[int],
     backend: Backend,
@@ -77,19 +77,24 @@ def class_moments(
     A class is updated in batches of its own images, in an order drawn from (seed, class), so its outcome depends on no other class;
     short batches of several classes share a forward pass, whose free rows are placeholders that count for nothing.
 
-    Raises:
-        InputError: the observer has no layer to monitor.
+    Args:
+        config: schedule and batch size.
+        observe: the frozen observer with its layers watched.
+        bank: the long-tailed training images.
+        classes: of this unit.
+        backend: device.
+        seed: of the orders.
+        advance: told the images done.
     """
     moments: list[ClassMoments] = []
-    with observing(observer, config.layers, backend, len(bank) // 3, bank.image_size) as observe:
-        for position_B, row_B in class_batches(bank.label_N.cpu(), classes, config.batch_size, seed):
-            _, layers = observe(bank.take(position_B))
-            row_B = row_B.to(backend.device)
-            if not moments:
-                moments = [ClassMoments(len(classes), mean_BF.shape[1], config.momentum, backend.device) for mean_BF, _ in layers]
-            for layer, (mean_BF, var_BF) in zip(moments, layers, strict=True):
-                layer.update(mean_BF, var_BF, row_B)
-            advance(int((row_B >= 0).sum()))
+    for position_B, row_B in class_batches(bank.label_N.cpu(), classes, config.batch_size, seed):
+        _, layers = observe(bank.take(position_B))
+        row_B = row_B.to(backend.device)
+        if not moments:
+            moments = [ClassMoments(len(classes), mean_BF.shape[1], config.momentum, backend.device) for mean_BF, _ in layers]
+        for layer, (mean_BF, var_BF) in zip(moments, layers, strict=True):
+            layer.update(mean_BF, var_BF, row_B)
+        advance(int((row_B >= 0).sum()))
     tensors = {"count": moments[0].count_K}
     for name, layer in zip(observe.layers, moments, strict=True):
         tensors[f"{name}/mean"], tensors[f"{name}/var"], _ = layer.compute()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from ray_ltdd.artifacts import CheckpointSlot, Payload
-from ray_ltdd.compute import Backend
+from ray_ltdd.compute import Backend, forward_flops
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import ModelConfig
@@ -99,7 +99,8 @@ def train_student(
     optimizer = _optimizer(config, student)
     average = ExponentialAverage(student, config.ema_decay) if config.ema_decay else None
     batch = min(views_config.batch_size, len(bank))
-    loss_of = backend.compile(student_loss(config, student, soft_labels is not None, backend), n_steps * batch, bank.image_size)
+    flops = 3 * n_steps * batch * forward_flops(student, bank.channels, bank.image_size)
+    loss_of = backend.compile(student_loss(config, student, soft_labels is not None, backend), flops)
     per_epoch = n_batches(views_config, len(bank))
     done = load_training_state(slot, student, optimizer, average)
     advance(done * batch)

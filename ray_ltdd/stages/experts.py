@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from ray_ltdd.artifacts import CheckpointSlot, Payload
-from ray_ltdd.compute import Backend
+from ray_ltdd.compute import Backend, forward_flops
 from ray_ltdd.data.augment import crop, draw_cutmix_boxes, draw_flips, draw_shift_boxes, mixup
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.errors import InputError
@@ -129,7 +129,8 @@ def train_expert(
     average = ExponentialAverage(expert, config.ema_decay) if config.ema_decay else None
     weight_K = inverse_frequency_weights(count_K, config.class_weight_exponent).to(backend.device)
     adjustment_K = (config.logit_adjustment * (count_K.double() / count_K.sum()).log()).float().to(backend.device)
-    loss_of = backend.compile(expert_loss(config, expert, weight_K, adjustment_K, backend), n_all * config.batch_size * 2, bank.image_size)
+    flops = 3 * 2 * config.batch_size * n_all * forward_flops(expert, bank.channels, bank.image_size)
+    loss_of = backend.compile(expert_loss(config, expert, weight_K, adjustment_K, backend), flops)
     first_epoch = load_training_state(slot, expert, optimizer, average)
     advance(first_epoch * n_steps * 2 * config.batch_size)
     expert.train()

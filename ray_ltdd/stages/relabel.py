@@ -16,10 +16,10 @@ from pydantic import Field
 
 from ray_ltdd.artifacts import Payload
 from ray_ltdd.compute import Backend
-from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.data.bank import ImageBank, padded_batches
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.progress import Advance, silent
-from ray_ltdd.stages.select_crops import mean_logits
+from ray_ltdd.stages.select_crops import BATCH_SIZE, Logits
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch
 
 VERSION = 1
@@ -51,32 +51,35 @@ def prior_correction(count_K: torch.Tensor, tau: float) -> torch.Tensor:
     return (tau * (log_prior_K - log_prior_K.mean())).float()
 
 
-class Teacher:
-    """The teachers as one function from images to calibrated logits, never differentiated."""
+def mean_logits(teachers: Sequence[torch.nn.Module], backend: Backend, flops: float = 0.0) -> Logits:
+    """Return the function from images to the mean of the teachers' logits, float32 [N, K], never differentiated.
 
-    def __init__(
-        self,
-        teachers: Sequence[torch.nn.Module],
-        correction_K: torch.Tensor,
-        backend: Backend,
-        n_images: int,
-        image_size: int,
-    ) -> None:
-        """Mean of the teachers' logits minus `correction_K`; compiled where `n_images` passes earn it back."""
+    Args:
+        teachers: frozen, in evaluation mode.
+        backend: device, precision; compiles where `flops` earn it back.
+        flops: floating-point operations expected in all.
+    """
 
-        def label(image_NCHW: torch.Tensor) -> torch.Tensor:
-            return mean_logits(teachers, image_NCHW, backend) - correction_K
+    def mean(image_NCHW: torch.Tensor) -> torch.Tensor:
+        with backend.autocast():
+            return torch.stack([teacher(image_NCHW).float() for teacher in teachers]).mean(0)
 
-        self._label = backend.compile(label, n_images // 3, image_size)
+    function = backend.compile(mean, flops)
 
     @torch.no_grad()
-    def __call__(self, image_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return logits, float32 [N, K]."""
-        return self._label(image_NCHW)
+    def logits(image_NCHW: torch.Tensor) -> torch.Tensor:
+        return function(image_NCHW)
+
+    return logits
+
+
+def calibrated(teacher: Logits, correction_K: torch.Tensor) -> Logits:
+    """Return the teacher with `correction_K` subtracted from its logits."""
+    return lambda image_NCHW: teacher(image_NCHW) - correction_K
 
 
 @torch.no_grad()
-def relabel(config: RelabelConfig, teacher: Teacher, bank: ImageBank, backend: Backend, seed: int, advance: Advance = silent) -> Payload:
+def relabel(config: RelabelConfig, teacher: Logits, bank: ImageBank, backend: Backend, seed: int, advance: Advance = silent) -> Payload:
     """Return the stored labels: `logit`, fp16 [N, K] of the images as they are (part of every distilled dataset), and for `stored` also
     `view_logit`, fp16 [E, S, B, K] of the views drawn from `seed`."""
     tensors = {"logit": _label_images(teacher, bank).half()}
@@ -91,8 +94,9 @@ def relabel(config: RelabelConfig, teacher: Teacher, bank: ImageBank, backend: B
     return Payload(tensors, {"labels": config.labels})
 
 
-def _label_images(teacher: Teacher, bank: ImageBank) -> torch.Tensor:
-    return torch.cat([teacher(bank.take(position_B)) for position_B in torch.arange(len(bank)).split(250)])
+def _label_images(teacher: Logits, bank: ImageBank) -> torch.Tensor:
+    batches = padded_batches(len(bank), BATCH_SIZE, bank.device)
+    return torch.cat([teacher(bank.take(position_B))[:n_real] for position_B, n_real in batches])
 
 
 def label_bytes(config: RelabelConfig, n_images: int, n_classes: int, n_view_batches: int, teacher_bytes: int) -> int:

@@ -25,6 +25,9 @@ from ray_ltdd.stages.progress import Advance, silent
 VERSION = 1
 BATCH_SIZE = 256
 
+Logits = Callable[[torch.Tensor], torch.Tensor]
+"""From images [N, C, H, W] in [0, 1] to logits, float32 [N, K]."""
+
 
 class SelectCropsConfig(Settings):
     """How initial images are chosen."""
@@ -125,7 +128,7 @@ def choose_in_rounds(score_NM: torch.Tensor, n_slots: int, threshold: float = 0.
 def select_crops(
     config: SelectCropsConfig,
     images_per_class: int,
-    teachers: Sequence[torch.nn.Module],
+    teacher: Logits,
     bank: ImageBank,
     classes: Sequence[int],
     backend: Backend,
@@ -145,7 +148,7 @@ def select_crops(
     if config.method == "random":
         score_list = [torch.rand(o.flip_NM.shape, generator=o.rng, device=backend.device).log() for o in offers]
     else:
-        score_list = score_offers(teachers, bank, offers, backend, advance)
+        score_list = score_offers(teacher, bank, offers, backend, advance)
     limits = (config.confidence_threshold, config.max_rounds) if config.method == "confidence" else (0.0, None)
     choices = [choose_in_rounds(score_NM.cpu(), images_per_class, *limits) for score_NM in score_list]
     images = [o.cut(bank, choice.image, choice.crop) for o, choice in zip(offers, choices, strict=True)]
@@ -197,14 +200,8 @@ def _draw_offers(config: SelectCropsConfig, images_per_class: int, bank: ImageBa
 
 
 @torch.no_grad()
-def score_offers(
-    teachers: Sequence[torch.nn.Module],
-    bank: ImageBank,
-    offers: Sequence[Offers],
-    backend: Backend,
-    advance: Advance = silent,
-) -> list[torch.Tensor]:
-    """Score every crop with the teachers' log-probability of its class (mean of their logits).
+def score_offers(teacher: Logits, bank: ImageBank, offers: Sequence[Offers], backend: Backend, advance: Advance = silent) -> list[torch.Tensor]:
+    """Score every crop with the teacher's log-probability of its class.
 
     All classes go through one sequence of passes of one shape.
 
@@ -215,26 +212,11 @@ def score_offers(
     box_R4 = torch.cat([o.box_NM4.flatten(0, 1) for o in offers])
     flip_R = torch.cat([o.flip_NM.flatten() for o in offers])
     label_R = torch.cat([torch.full((o.flip_NM.numel(),), o.label) for o in offers]).to(backend.device)
-    score = backend.compile(_log_probability(teachers, backend), len(position_R) // 3, bank.image_size)
     scores = []
     for row_B, n_real in padded_batches(len(position_R), BATCH_SIZE, torch.device("cpu")):
         image_BCHW = crop(bank.take(position_R[row_B]), box_R4[row_B], flip_R[row_B], bank.image_size)
-        scores.append(score(image_BCHW, label_R[row_B])[:n_real])
+        log_p_BK = teacher(image_BCHW).log_softmax(1)
+        scores.append(log_p_BK.gather(1, label_R[row_B][:, None])[:n_real, 0])
         advance(n_real)
     shapes = [o.flip_NM.shape for o in offers]
     return [part.view(shape) for part, shape in zip(torch.cat(scores).split([n * m for n, m in shapes]), shapes, strict=True)]
-
-
-def _log_probability(teachers: Sequence[torch.nn.Module], backend: Backend) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    def log_probability(image_BCHW: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        log_p_BK = mean_logits(teachers, image_BCHW, backend).log_softmax(1)
-        return log_p_BK.gather(1, label_B[:, None])[:, 0]
-
-    return log_probability
-
-
-def mean_logits(teachers: Sequence[torch.nn.Module], image_NCHW: torch.Tensor, backend: Backend) -> torch.Tensor:
-    """Return the mean of the teachers' logits, float32 [N, K]."""
-    with backend.autocast():
-        total_NK = torch.stack([teacher(image_NCHW).float() for teacher in teachers]).mean(0)
-    return total_NK

@@ -16,15 +16,14 @@ from ray_ltdd.statistics.moments import image_moments
 
 
 @contextmanager
-def observing(observer: torch.nn.Module, kind: MonitorKind, backend: Backend, n_images: int, image_size: int) -> Iterator["Observation"]:
+def observing(observer: torch.nn.Module, kind: MonitorKind, backend: Backend, flops: float = 0.0) -> Iterator["Observation"]:
     """Watch the layers of `kind` in the frozen `observer` while the context lasts.
 
     Args:
         observer: in evaluation mode.
         kind: of `monitored_layers`.
-        backend: device, precision; compiles where `n_images` forward-and-backward passes at `image_size` pixels earn it back.
-        n_images: passes expected.
-        image_size: rows and columns.
+        backend: device, precision; compiles where `flops` earn it back.
+        flops: floating-point operations expected in all.
 
     Raises:
         InputError: the observer has no such layer.
@@ -37,7 +36,7 @@ def observing(observer: torch.nn.Module, kind: MonitorKind, backend: Backend, n_
                 logit_NK = observer(image_NCHW)
             return logit_NK.float(), [image_moments(x_NFHW) for x_NFHW in captured.values()]
 
-        yield Observation(list(layers), backend.compile(observe, n_images, image_size))
+        yield Observation(list(layers), backend.compile(observe, flops))
 
 
 @dataclass(frozen=True)
