@@ -74,16 +74,18 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Train further students on a run's distilled images: another architecture, more seeds."""
+    from ray_ltdd import pipeline, runs
     from ray_ltdd.reporting import make_reporter
-    from ray_ltdd.runs import execute, open_run, reopen_config
 
     change: dict[str, Any] = {}
     if student is not None:
         change["model"] = {"architecture": student}
     if seeds is not None:
         change["seeds"] = seeds
-    config = reopen_config(folder, {"evaluate": change})
-    _print_report(execute(open_run(config, make_reporter(quiet or as_json), folder)), as_json)
+    config = runs.reopen_config(folder, {"evaluate": change})
+    opened = runs.open_run(config, make_reporter(quiet or as_json), folder)
+    distilled = pipeline.distil(config, opened.bench, opened.executor)
+    _print_report(runs.evaluate(opened, distilled), as_json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ RUN/summary.json    the outcome as printed
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ from ray_ltdd.data.split import draw_split
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import InlineExecutor, Reporter, StageRecord
 from ray_ltdd.pipeline import Distilled, Scores
-from ray_ltdd.results.distilled import CardFacts, write_card, write_distilled
+from ray_ltdd.results.distilled import CardFacts, png_bytes, write_card, write_distilled, write_labels
 from ray_ltdd.results.gallery import draw_gallery
 from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
 from ray_ltdd.results.summary import TITLES, Outcome, aggregate
+from ray_ltdd.seeding import derive_seed
 from ray_ltdd.stages.recover import round_pixels
-from ray_ltdd.stages.relabel import label_bytes
-from ray_ltdd.stages.views import n_batches
 from ray_ltdd.storage import atomic_file, readable_os_error
 from ray_ltdd.workbench import Workbench, load_split, split_payload
 
@@ -151,28 +150,26 @@ def execute(run: Run) -> Report:
     """Run all stages, write everything a run leaves, and return what to say about it. What exists is not computed again."""
     distilled = pipeline.distil(run.config, run.bench, run.executor)
     draw_run_gallery(run, distilled)
-    scores = pipeline.evaluate(run.config, run.bench, run.executor, distilled)
-    n_labels = _label_bytes(run, distilled)
-    rows = result_rows(run, distilled, scores, n_labels)
-    outcomes = aggregate(rows)
+    report = evaluate(run, distilled)
+    folder = run.folder / "distilled"
     tensors = distilled.images.tensors()
-    image_bytes = write_distilled(
-        run.folder / "distilled",
-        tensors["image"],
-        tensors["label"],
-        distilled.labels.tensors()["logit"],
-        run.bench.prepared.class_names,
-        write_card(_card_facts(run, outcomes, tensors["image"], n_labels)),
-    )
-    append_rows(
-        run.folder / "results",
-        [{**row, "image_bytes": image_bytes if row["method"] == "distilled" else None} for row in rows],
-    )
-    _, rule = shot_groups(run.bench.split.count_K)
-    report = Report(run, outcomes, run.executor.records(), notes(run, distilled), image_bytes, n_labels, rule)
+    card = write_card(_card_facts(run, report))
+    write_distilled(folder, tensors["image"], tensors["label"], distilled.labels.tensors()["logit"], run.bench.prepared.class_names, card)
+    write_labels(folder, _label_files(run, distilled))
     with readable_os_error(run.folder), atomic_file(run.folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(report.describe(), indent=1))
     return report
+
+
+def evaluate(run: Run, distilled: Distilled) -> Report:
+    """Train and test the students, add their rows to RUN/results, and return what to say about them."""
+    scores = pipeline.evaluate(run.config, run.bench, run.executor, distilled)
+    image_bytes = png_bytes(distilled.images.tensors()["image"])
+    label_bytes = sum(tensor.numel() * tensor.element_size() for tensors, _ in _label_files(run, distilled).values() for tensor in tensors.values())
+    rows = result_rows(run, scores, image_bytes, label_bytes)
+    append_rows(run.folder / "results", rows)
+    _, rule = shot_groups(run.bench.split.count_K)
+    return Report(run, aggregate(rows), run.executor.records(), notes(run, distilled), image_bytes, label_bytes, rule)
 
 
 def draw_run_gallery(run: Run, distilled: Distilled) -> Path:
@@ -194,22 +191,14 @@ def draw_run_gallery(run: Run, distilled: Distilled) -> Path:
     return path
 
 
-def result_rows(run: Run, distilled: Distilled, scores: Scores, n_label_bytes: int) -> list[dict[str, Any]]:
+def result_rows(run: Run, scores: Scores, image_bytes: int, label_bytes: int) -> list[dict[str, Any]]:
     """One row per tested network."""
     config, size = run.config, run.bench.prepared.image_size
     rows = []
     for source, artifacts in scores.students.items():
         network = config.evaluate.model.label_at(size)
-        for number, artifact in enumerate(artifacts):
-            row = _row(run, artifact, source, network, number)
-            own = source == "distilled"
-            rows.append(
-                {
-                    **row,
-                    "labels": config.relabel.labels if own else "one-hot",
-                    "label_bytes": n_label_bytes if own else None,
-                }
-            )
+        own = {"labels": config.relabel.labels, "image_bytes": image_bytes, "label_bytes": label_bytes} if source == "distilled" else {}
+        rows += [{**_row(run, artifact, source, network, number), **own} for number, artifact in enumerate(artifacts)]
     named = [("observer", scores.observer, config.observer)]
     named += [("teacher", artifact, expert) for artifact, expert in zip(scores.teachers, config.teachers, strict=True)]
     rows += [_row(run, artifact, role, expert.model.label_at(size), expert.member) for role, artifact, expert in named]
@@ -241,6 +230,7 @@ def _row(run: Run, artifact: Artifact, method: str, network: str, number: int) -
         "seconds": artifact.seconds,
         "stage_seconds": {record.title: record.compute_seconds for record in run.executor.records()},
         "peak_memory_mb": artifact.manifest["peak_memory_mb"],
+        "image_bytes": None,
         "label_bytes": None,
         "device": artifact.manifest["device"],
         "versions": json.dumps(artifact.manifest["versions"]),
@@ -248,14 +238,24 @@ def _row(run: Run, artifact: Artifact, method: str, network: str, number: int) -
     }
 
 
-def _label_bytes(run: Run, distilled: Distilled) -> int:
-    n_images = run.config.distill.images_per_class * run.bench.n_classes
-    teachers = {teacher.artifact.digest: teacher for teacher in distilled.teachers}.values()
-    n_teacher = sum(t.numel() * t.element_size() for teacher in teachers for t in teacher.artifact.tensors().values())
-    return label_bytes(run.config.relabel, n_images, run.bench.n_classes, n_batches(run.config.relabel.views, n_images), n_teacher)
+def _label_files(run: Run, distilled: Distilled) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]:
+    """What a user must keep to train a student with this run's kind of labels: file name -> tensors and what they are."""
+    config = run.config.relabel
+    labels = distilled.labels.tensors()
+    if config.labels == "one":
+        return {"logits.safetensors": ({"logit": labels["logit"]}, {"meaning": "logits of the images as they are, in their order"})}
+    if config.labels == "stored":
+        seed = derive_seed(run.config.seed, "relabel")
+        facts = {"meaning": "logits of views [epoch, batch, image, class]", "views": config.views.model_dump_json(), "views_seed": str(seed)}
+        return {"view_logits.safetensors": ({"view_logit": labels["view_logit"]}, facts)}
+    teachers = {teacher.artifact.digest: teacher for teacher in distilled.teachers}
+    return {
+        f"teacher-{number}.safetensors": (teacher.artifact.tensors(), {"meaning": "weights of an expert", "model": teacher.model.model_dump_json()})
+        for number, teacher in enumerate(teachers.values())
+    }
 
 
-def _card_facts(run: Run, outcomes: Sequence[Outcome], image_NCHW: torch.Tensor, n_label_bytes: int) -> CardFacts:
+def _card_facts(run: Run, report: Report) -> CardFacts:
     config = run.config
     return CardFacts(
         title=f"{run.bench.prepared.dataset}, {config.distill.images_per_class} images per class",
@@ -263,10 +263,10 @@ def _card_facts(run: Run, outcomes: Sequence[Outcome], image_NCHW: torch.Tensor,
         split=run.bench.split.name,
         images_per_class=config.distill.images_per_class,
         n_classes=run.bench.n_classes,
-        image_bytes=image_NCHW.numel(),
-        label_bytes=n_label_bytes,
+        image_bytes=report.image_bytes,
+        label_bytes=report.label_bytes,
         labels=config.relabel.labels,
-        accuracies=[(f"{TITLES[o.method]} ({o.network})", o.top1) for o in outcomes],
+        accuracies=[(f"{TITLES[o.method]} ({o.network})", o.top1) for o in report.outcomes],
         settings=config.model_dump(mode="json", exclude={"output": True, "data": {"root", "path"}}),
     )
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from ray_ltdd.errors import InputError
@@ -31,8 +32,8 @@ def write_distilled(
     logit_NK: torch.Tensor,
     class_names: Sequence[str],
     card: str,
-) -> int:
-    """Write the images (PNG), labels and logits, and the card. Returns the PNG bytes.
+) -> None:
+    """Write the images (PNG), labels and logits, and the card.
 
     Args:
         folder: made when missing; files in it are replaced one by one, each whole.
@@ -58,7 +59,23 @@ def write_distilled(
             pq.write_table(table, temporary)
         with atomic_file(folder / CARD) as temporary:
             temporary.write_text(card)
-    return sum(map(len, pngs))
+
+
+def write_labels(folder: Path, files: Mapping[str, tuple[Mapping[str, torch.Tensor], Mapping[str, str]]]) -> None:
+    """Write what a student's soft labels need: safetensors files by name, each with its tensors and a description in its header.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with readable_os_error(folder):
+        for name, (tensors, description) in files.items():
+            with atomic_file(folder / name) as temporary:
+                save_file(dict(tensors), temporary, dict(description))
+
+
+def png_bytes(image_NCHW: torch.Tensor) -> int:
+    """Bytes of the uint8 images as PNG files."""
+    return sum(len(_png(image)) for image in image_NCHW.numpy())
 
 
 class DistilledDataset(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):

@@ -97,13 +97,3 @@ def relabel(config: RelabelConfig, teacher: Logits, bank: ImageBank, backend: Ba
 def _label_images(teacher: Logits, bank: ImageBank) -> torch.Tensor:
     batches = padded_batches(len(bank), BATCH_SIZE, bank.device)
     return torch.cat([teacher(bank.take(position_B))[:n_real] for position_B, n_real in batches])
-
-
-def label_bytes(config: RelabelConfig, n_images: int, n_classes: int, n_view_batches: int, teacher_bytes: int) -> int:
-    """Bytes a user must keep to train a student with these labels: fp16 logits, or the teacher itself when it is in the loop."""
-    if config.labels == "one":
-        return 2 * n_images * n_classes
-    if config.labels == "stored":
-        batch = min(config.views.batch_size, n_images)
-        return 2 * config.stored_epochs * n_view_batches * batch * n_classes
-    return teacher_bytes

@@ -6,7 +6,6 @@ Legend: K classes of the unit, A all classes, F channels, L layers.
 import math
 
 import numpy as np
-
 from reference.targets import global_target
 
 

@@ -4,7 +4,7 @@ import math
 
 
 def choose(score_NM, n_slots, threshold, max_rounds):
-    """Return the chosen (image, crop) in order, the rounds used, how many chosen crops are below the threshold, and how many came after the rounds."""
+    """Return the chosen (image, crop) in order, the rounds used, how many of them are below the threshold, and how many came after the rounds."""
     used, chosen, n_rounds = set(), [], 0
     while len(chosen) < n_slots and (max_rounds is None or n_rounds < max_rounds):
         n_rounds += 1
