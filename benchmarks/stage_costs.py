@@ -8,11 +8,14 @@ student's loop. It is measured over a few steps and extrapolated to the whole wo
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from ray_ltdd import pipeline
 from ray_ltdd.artifacts import peak_memory_mb
 from ray_ltdd.config import ExperimentConfig, load_config
 from ray_ltdd.models.config import ModelConfig
@@ -47,12 +51,39 @@ def main() -> None:
         overrides.append(f"data.path={arguments.data}")
     config = load_config(ROOT / "configs" / "cifar10_lt_20_epochs.yaml", overrides).config
     plain = None if arguments.no_plain else measure_in_own_process(plain_costs, overrides)
+    with tempfile.TemporaryDirectory() as fresh:
+        probe = [*overrides, f"output.root={fresh}/runs"]
+        cold, warm = (seconds_to_first_step(probe, f"{fresh}/cache") for _ in range(2))
+    print(f"start to first training step: {cold:.1f} s with a cold compilation cache, {warm:.1f} s with a warm one")
     shutil.rmtree(arguments.output, ignore_errors=True)
     started = time.monotonic()
     run = open_run(config, make_reporter(quiet=False))
     report = execute(run)
     wall = time.monotonic() - started
     print_table(run, {record.title: record.compute_seconds / max(record.n_reused + record.n_computed, 1) for record in report.records}, plain, wall)
+
+
+def seconds_to_first_step(overrides: list[str], cache: str) -> float:
+    """Wall seconds from the start of a new process to the end of its first training step, with torch's compilation cache in the folder `cache`."""
+    code = (
+        f"import sys, time; started = time.time(); sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import stage_costs as s; "
+        f"s.run_to_first_step(s.load_config(s.ROOT / 'configs' / 'cifar10_lt_20_epochs.yaml', {overrides!r}).config)"
+    )
+    started = time.monotonic()
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    return time.monotonic() - started
+
+
+def run_to_first_step(config: ExperimentConfig) -> None:
+    """Start a run and leave the process after its first training step."""
+
+    class FirstStep:
+        @contextmanager
+        def stage(self, title: str, n_images: int) -> Iterator[Callable[[int], None]]:
+            yield lambda n: os._exit(0) if title == "Experts" and n > 0 else None
+
+    pipeline.distil(config, (run := open_run(config, FirstStep())).bench, run.executor)
 
 
 def measure_in_own_process(function: Callable[[ExperimentConfig], dict[str, float]], overrides: list[str]) -> dict[str, float]:

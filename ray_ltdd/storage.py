@@ -54,7 +54,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in temporary.iterdir():
-            _flush(path)
+            _publish(path)
         if not final.exists():
             temporary.rename(final)
             _flush(final.parent)
@@ -69,10 +69,16 @@ def atomic_file(final: Path) -> Iterator[Path]:
     temporary = final.with_name(f".{uuid.uuid4().hex[:8]}.partial-{final.name}")
     try:
         yield temporary
-        _flush(temporary)
+        _publish(temporary)
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _publish(path: Path) -> None:
+    # safetensors makes its files readable by their owner alone, which shuts the other users of a shared store out
+    path.chmod(0o644)
+    _flush(path)
 
 
 def _flush(path: Path) -> None:

@@ -46,7 +46,7 @@ class RecoverConfig(Settings):
     flip: bool = Field(True, description="mirror half of the images at each step; false where left and right differ")
     batch_size: int = Field(100, ge=1, description="images of a wave, divided equally over the unit's classes (at least one each)")
     exchange_every: int = Field(250, ge=1, description="steps between exchanges of class moments for the global term")
-    stop_patience: int | None = Field(None, ge=1, description="stop a wave when its smoothed loss has not fallen for so many steps; empty: never")
+    stop_patience: int | None = Field(None, ge=1, description="stop a wave when its loss has found no new minimum for so many steps; empty: never")
 
     def n_waves(self, n_classes: int, images_per_class: int) -> int:
         """Number of waves a unit of `n_classes` goes through."""

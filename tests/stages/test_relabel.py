@@ -1,0 +1,112 @@
+"""Soft labels: the mean of the teachers, corrected, stored, replayed, never differentiated.
+
+Legend: N images, K classes, E epochs, S batches of an epoch, B batch.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import losses as reference
+
+from ray_ltdd.compute import Backend
+from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.models.config import ModelConfig
+from ray_ltdd.models.expert import build_student
+from ray_ltdd.stages.relabel import RelabelConfig, calibrated, mean_logits, prior_correction, relabel
+from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, n_batches
+
+BACKEND = Backend(torch.device("cpu"), torch.float32, "off")
+BFLOAT16 = Backend(torch.device("cpu"), torch.bfloat16, "off")
+VIEWS = ViewsConfig(batch_size=4)
+
+
+def build_teachers(n=1):
+    return [build_student(ModelConfig(width=4, depth=1), 8, 3, 5, [0.5] * 3, [0.25] * 3, seed).eval() for seed in range(n)]
+
+
+def build_bank(n=10):
+    image_NCHW = np.random.default_rng(0).integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+    return ImageBank(image_NCHW, np.arange(n) % 5, np.arange(n), BACKEND.device)
+
+
+@settings(deadline=None, max_examples=40)
+@given(count_K=st.lists(st.integers(1, 5000), min_size=1, max_size=8), tau=st.floats(0, 5))
+def test_the_correction_against_a_loop_and_centred(count_K, tau):
+    correction_K = prior_correction(torch.tensor(count_K), tau)
+    assert correction_K.dtype == torch.float32
+    np.testing.assert_allclose(correction_K.numpy(), reference.prior_correction(count_K, tau), rtol=1e-5, atol=1e-5)
+    assert correction_K.sum().item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_correction_lowers_head_classes_and_keeps_the_mean_logit():
+    teacher = mean_logits(build_teachers(), BACKEND)
+    image_NCHW = torch.rand(3, 3, 8, 8)
+    correction_K = prior_correction(torch.tensor([100, 50, 20, 10, 5]), 1.0)
+    plain_NK, corrected_NK = teacher(image_NCHW), calibrated(teacher, correction_K)(image_NCHW)
+    torch.testing.assert_close(corrected_NK, plain_NK - correction_K)
+    torch.testing.assert_close(corrected_NK.mean(1), plain_NK.mean(1), atol=1e-5, rtol=0)
+    assert bool((corrected_NK[:, 0] < plain_NK[:, 0]).all() and (corrected_NK[:, 4] > plain_NK[:, 4]).all())
+
+
+def test_several_teachers_are_averaged_in_logits():
+    teachers, image_NCHW = build_teachers(3), torch.rand(4, 3, 8, 8)
+    expected_NK = sum(teacher(image_NCHW).detach().double() for teacher in teachers) / 3
+    got_NK = mean_logits(teachers, BACKEND)(image_NCHW)
+    assert got_NK.dtype == torch.float32 and got_NK.shape == (4, 5)
+    torch.testing.assert_close(got_NK.double(), expected_NK, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [BACKEND, BFLOAT16], ids=["float32", "bfloat16"])
+def test_the_teacher_is_never_differentiated(backend):
+    """Pitfall 29: under autocast the teacher was back-propagated through."""
+    teachers = build_teachers(2)
+    image_NCHW = torch.rand(3, 3, 8, 8, requires_grad=True)
+    teacher = mean_logits(teachers, backend)
+    with torch.enable_grad():
+        for label in (teacher, calibrated(teacher, torch.ones(5))):
+            logit_NK = label(image_NCHW)
+            assert not logit_NK.requires_grad and logit_NK.grad_fn is None and logit_NK.dtype == torch.float32
+    assert all(parameter.grad is None for module in teachers for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("labels", ["one", "stored", "online"])
+def test_the_images_own_logits_belong_to_every_kind(labels):
+    bank, teacher = build_bank(), mean_logits(build_teachers(), BACKEND)
+    payload = relabel(RelabelConfig(labels=labels, stored_epochs=1, views=VIEWS), teacher, bank, BACKEND, 0)
+    assert payload.tensors["logit"].dtype == torch.float16 and payload.tensors["logit"].shape == (10, 5)
+    torch.testing.assert_close(payload.tensors["logit"].float(), teacher(bank.take(torch.arange(10))), atol=2e-3, rtol=2e-3)
+    assert ("view_logit" in payload.tensors) == (labels == "stored")
+
+
+def test_more_images_than_one_pass_are_labelled_in_order():
+    bank, teacher = build_bank(300), mean_logits(build_teachers(), BACKEND)
+    logit_NK = relabel(RelabelConfig(labels="one"), teacher, bank, BACKEND, 0).tensors["logit"]
+    assert logit_NK.shape == (300, 5)
+    torch.testing.assert_close(logit_NK.float(), teacher(bank.take(torch.arange(300))), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+def test_stored_labels_are_the_teachers_on_views_drawn_again(mix):
+    """Pitfall 28: nothing but labels and a seed is stored."""
+    bank, teacher = build_bank(), calibrated(mean_logits(build_teachers(), BACKEND), torch.arange(5.0))
+    config = RelabelConfig(labels="stored", stored_epochs=3, views=VIEWS.model_copy(update={"mix": mix}))
+    done = []
+    stored = relabel(config, teacher, bank, BACKEND, 9, done.append).tensors["view_logit"]
+    assert stored.dtype == torch.float16 and stored.shape == (3, 3, 4, 5) and sum(done) == 36
+    for epoch in range(3):
+        views = draw_epoch_views(config.views, 10, 9, epoch, BACKEND.device)
+        for step in range(3):
+            assert torch.equal(stored[epoch, step], teacher(make_batch(config.views, bank, views, step)[0]).half())
+    assert not torch.equal(stored, relabel(config, teacher, bank, BACKEND, 10).tensors["view_logit"])
+
+
+@pytest.mark.parametrize(("batch_size", "n_steps"), [(4, 3), (64, 1)])
+def test_stored_labels_take_two_bytes_a_number(batch_size, n_steps):
+    """Pitfall 28: what labels cost. A set smaller than a batch is one batch of all its images."""
+    config = RelabelConfig(labels="stored", stored_epochs=7, views=VIEWS.model_copy(update={"batch_size": batch_size}))
+    tensors = relabel(config, mean_logits(build_teachers(), BACKEND), build_bank(), BACKEND, 0).tensors
+    n_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    assert n_batches(config.views, 10) == n_steps
+    assert n_bytes == {"logit": 2 * 10 * 5, "view_logit": 2 * 7 * n_steps * min(batch_size, 10) * 5}

@@ -1,0 +1,125 @@
+"""The students' views: replayable, complete, and mixed in the share their lambda says.
+
+Legend: N images, B batch, S batches of an epoch, C H W, K classes.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, mix_labels, n_batches
+
+CPU = torch.device("cpu")
+
+
+def build_bank(n=23, flat=False, size=8):
+    rng = np.random.default_rng(0)
+    image_NCHW = rng.integers(0, 256, (n, 3, size, size), dtype=np.uint8)
+    if flat:
+        image_NCHW = np.broadcast_to((np.arange(n, dtype=np.uint8) * 10)[:, None, None, None], image_NCHW.shape).copy()
+    return ImageBank(image_NCHW, np.arange(n) % 4, np.arange(n), CPU)
+
+
+def render(config, bank, seed=0, epoch=0):
+    views = draw_epoch_views(config, len(bank), seed, epoch, CPU)
+    return views, [make_batch(config, bank, views, step) for step in range(len(views.index_SB))]
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+def test_the_same_seed_and_epoch_give_the_same_bytes_in_any_order(mix):
+    bank, config = build_bank(), ViewsConfig(batch_size=6, mix=mix)
+    _, batches = render(config, bank, 4, 2)
+    again = draw_epoch_views(config, len(bank), 4, 2, CPU)
+    for step in reversed(range(len(batches))):
+        for first, second in zip(batches[step], make_batch(config, bank, again, step), strict=True):
+            assert torch.equal(first, second)
+    for seed, epoch in ((4, 3), (5, 2)):
+        _, others = render(config, bank, seed, epoch)
+        assert not any(torch.equal(first[0], second[0]) for first, second in zip(batches, others, strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(n_images=st.integers(1, 60), batch_size=st.integers(2, 70), epoch=st.integers(0, 5))
+def test_every_image_is_seen_at_least_once_an_epoch_in_batches_of_one_shape(n_images, batch_size, epoch):
+    config = ViewsConfig(batch_size=batch_size)
+    views = draw_epoch_views(config, n_images, 0, epoch, CPU)
+    shape = (n_batches(config, n_images), min(batch_size, n_images))
+    assert views.index_SB.shape == views.partner_SB.shape == views.lambda_SB.shape == views.flip_SB.shape == shape
+    assert views.box_SB4.shape == (*shape, 4)
+    seen_N = torch.bincount(views.index_SB.flatten(), minlength=n_images)
+    assert seen_N.min() >= 1 and seen_N.max() <= 2 and shape[0] * shape[1] - n_images < shape[1]
+    assert bool((views.partner_SB.sort(dim=1).values == torch.arange(shape[1])).all()), "every image of a batch is partner once"
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_views_show_both_images_in_the_share_of_lambda(mix):
+    """Flat images tell each pixel's origin. Pitfall 8 for CutMix: lambda is what the clipped box left."""
+    bank, config = build_bank(flat=True, size=16), ViewsConfig(batch_size=10, mix=mix)
+    views, batches = render(config, bank)
+    for step, (view_BCHW, partner_B, lambda_B) in enumerate(batches):
+        own_B = views.index_SB[step] * 10 / 255
+        expected_B = lambda_B * own_B + (1 - lambda_B) * own_B[partner_B]
+        torch.testing.assert_close(view_BCHW.mean((1, 2, 3)), expected_B, atol=1e-5, rtol=0)
+        if mix == "mixup":
+            assert torch.equal(lambda_B, views.lambda_SB[step])
+        else:
+            pixel_BP = view_BCHW.flatten(1)
+            distance = torch.minimum((pixel_BP - own_B[:, None]).abs(), (pixel_BP - own_B[partner_B][:, None]).abs())
+            assert distance.max() < 1e-5
+
+
+def test_without_mixing_views_are_crops_of_their_own_images():
+    bank = build_bank(flat=True)
+    views, batches = render(ViewsConfig(batch_size=10, mix="none"), bank)
+    for step, (view_BCHW, _, lambda_B) in enumerate(batches):
+        assert lambda_B.tolist() == [1.0] * 10
+        torch.testing.assert_close(view_BCHW, (views.index_SB[step] * 10 / 255).view(-1, 1, 1, 1).expand_as(view_BCHW), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_images_that_are_not_mixed_have_lambda_one_and_their_own_pixels(mix):
+    bank = build_bank(n=40)
+    config = ViewsConfig(batch_size=40, mix=mix, mix_probability=0.5)
+    views = draw_epoch_views(config, 40, 0, 0, CPU)
+    unmixed_B = views.lambda_SB[0] == 1
+    assert 8 <= unmixed_B.sum() <= 32
+    plain_BCHW, _, _ = make_batch(config.model_copy(update={"mix": "none"}), bank, views, 0)
+    view_BCHW, _, lambda_B = make_batch(config, bank, views, 0)
+    assert torch.equal(view_BCHW[unmixed_B], plain_BCHW[unmixed_B]) and bool((lambda_B[unmixed_B] == 1).all())
+    changed_B = (view_BCHW != plain_BCHW).flatten(1).any(1)
+    assert changed_B[~unmixed_B].float().mean() > 0.5
+    never = draw_epoch_views(config.model_copy(update={"mix_probability": 0.0}), 40, 0, 0, CPU)
+    assert bool((never.lambda_SB == 1).all())
+
+
+def test_settings_change_their_own_draw_and_no_other():
+    base = ViewsConfig(batch_size=8)
+    views = draw_epoch_views(base, 30, 0, 0, CPU)
+    smaller = draw_epoch_views(base.model_copy(update={"min_scale": 0.9, "flip": False, "mix_alpha": 0.2}), 30, 0, 0, CPU)
+    assert torch.equal(views.index_SB, smaller.index_SB) and torch.equal(views.partner_SB, smaller.partner_SB)
+    area = smaller.box_SB4[..., 2] * smaller.box_SB4[..., 3]
+    assert views.flip_SB.any() and not smaller.flip_SB.any()
+    assert (views.box_SB4[..., 2] * views.box_SB4[..., 3]).min() < 0.4 < 0.7 < area.min()
+    assert smaller.lambda_SB.var() > views.lambda_SB.var()
+
+
+def test_every_view_has_its_own_crop():
+    """Pitfall 24."""
+    views = draw_epoch_views(ViewsConfig(batch_size=25), 100, 0, 0, CPU)
+    assert len(views.box_SB4.flatten(0, 1).unique(dim=0)) == 100
+    assert 0.3 < views.flip_SB.float().mean() < 0.7
+    assert len(views.lambda_SB.unique()) == 100
+
+
+def test_mixed_labels_against_a_loop():
+    label_BK, partner_B, lambda_B = torch.randn(5, 3), torch.tensor([1, 0, 4, 3, 2]), torch.tensor([0.0, 1.0, 0.25, 0.5, 0.9])
+    got_BK = mix_labels(label_BK, partner_B, lambda_B)
+    for b in range(5):
+        lam = lambda_B[b].item()
+        expected = [lam * label_BK[b, k].item() + (1 - lam) * label_BK[partner_B[b], k].item() for k in range(3)]
+        assert got_BK[b].tolist() == pytest.approx(expected, abs=1e-6)
+    one_hot = mix_labels(torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])], partner_B, lambda_B)
+    torch.testing.assert_close(one_hot.sum(1), torch.ones(5))

@@ -1,0 +1,117 @@
+"""Device, precision and compilation follow from settings and hardware alone."""
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ray_ltdd import compute
+from ray_ltdd.compute import COMPILE_WORTH_FLOPS, Backend, ComputeConfig, forward_flops, has_bfloat16, resolve_backend
+from ray_ltdd.errors import InputError
+from ray_ltdd.models.config import ModelConfig
+from ray_ltdd.models.expert import build_student
+
+CPU = torch.device("cpu")
+
+
+def double(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+    ("compiles", "flops", "compiled"),
+    [
+        ("off", 1e30, False),
+        ("on", 0.0, True),
+        ("auto", 0.0, False),
+        ("auto", COMPILE_WORTH_FLOPS * 0.999, False),
+        ("auto", COMPILE_WORTH_FLOPS, True),
+    ],
+)
+def test_compilation_follows_settings_and_work_alone(compiles, flops, compiled):
+    backend = Backend(CPU, torch.float32, compiles)
+    for _ in range(3):
+        assert backend.worth_compiling(flops) == compiled
+    if not compiled:
+        assert backend.compile(double, flops) is double
+    else:
+        assert backend.compile(double, flops) is not double
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_precision_is_that_of_the_forward_pass_and_float32_is_left_alone(precision, dtype):
+    backend = resolve_backend(ComputeConfig(device="cpu", precision=precision))
+    assert backend.dtype == dtype and backend.device == CPU
+    with backend.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse2 avx2 avx512f avx512_bf16 amx_tile\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f amx_bf16\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
+        ("processor\t: 0\nflags\t\t: fpu sse2 avx2 avx512f avx512_vnni\n", False),
+        ("processor\t: 0\nmodel name\t: avx512_bf16 lookalike\nflags\t\t: fpu avx2\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd svebf16x\n", False),
+        ("processor\t: 0\n", False),
+    ],
+)
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc/cpuinfo")
+def test_bfloat16_only_where_the_processors_flags_say_so(cpuinfo, has, tmp_path, monkeypatch):
+    """The file is a real one; only where it lies is another place."""
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(compute, "Path", lambda _: tmp_path / "cpuinfo")
+    assert has_bfloat16(CPU) == has
+    assert resolve_backend(ComputeConfig(device="cpu")).dtype == (torch.bfloat16 if has else torch.float32)
+    assert resolve_backend(ComputeConfig(device="cpu", precision="float32")).dtype == torch.float32
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads /proc/cpuinfo")
+def test_this_machine_is_judged_by_its_flags():
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    assert has_bfloat16(CPU) == bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def test_the_choice_is_the_same_every_time_and_says_what_it_is():
+    first, again = (resolve_backend(ComputeConfig(device="cpu", precision="float32", compile="off")) for _ in range(2))
+    assert first == again == Backend(CPU, torch.float32, "off")
+    assert first.describe() == {"device": "cpu", "precision": "float32", "compile": "off"}
+
+
+def test_threads_are_set_when_given_and_left_alone_otherwise():
+    before = torch.get_num_threads()
+    try:
+        resolve_backend(ComputeConfig(device="cpu", threads=2))
+        assert torch.get_num_threads() == 2
+        resolve_backend(ComputeConfig(device="cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_missing_gpu_is_an_error_only_when_asked_for():
+    with pytest.raises(InputError, match=r"compute\.device=cuda, .*use compute\.device=auto or cpu"):
+        resolve_backend(ComputeConfig(device="cuda"))
+    assert resolve_backend(ComputeConfig(device="auto")).device == CPU
+
+
+@pytest.mark.parametrize("change", [{"device": "tpu"}, {"precision": "float16"}, {"threads": 0}, {"compile": True}])
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ValidationError):
+        ComputeConfig(**change)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_work_of_a_forward_pass_counted_by_hand_without_a_trace(training):
+    student = build_student(ModelConfig(width=4, depth=1, normalization="batch"), 8, 3, 5, [0.5] * 3, [0.25] * 3, 0).train(training)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    convolution, linear = 2 * (3 * 9) * 4 * 8 * 8, 2 * (4 * 4 * 4) * 5
+    assert forward_flops(student, 3, 8) == convolution + linear
+    assert all(module.training == training for module in student.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
