@@ -80,11 +80,12 @@ class Backend:
 @torch.no_grad()
 def forward_flops(module: torch.nn.Module, channels: int, image_size: int) -> float:
     """Floating-point operations of one image's forward pass; a training step takes three times as many."""
-    was_training = module.training
+    modes = {part: part.training for part in module.modules()}
     device = next(module.parameters()).device
     with FlopCounterMode(display=False) as counter:
         module.eval()(torch.zeros(1, channels, image_size, image_size, device=device))
-    module.train(was_training)
+    for part, mode in modes.items():
+        part.training = mode
     return float(counter.get_total_flops())
 
 

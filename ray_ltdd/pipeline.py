@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_ltdd import tasks
 from ray_ltdd.artifacts import Artifact
 from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.executor import Executor
 from ray_ltdd.sharding import work_units
-from ray_ltdd.tasks import RecoveryInputs, Source, WavePlace
+from ray_ltdd.tasks import distil as distilling
+from ray_ltdd.tasks import recovery
+from ray_ltdd.tasks import students as testing
+from ray_ltdd.tasks.recovery import RecoveryInputs, WavePlace
+from ray_ltdd.tasks.students import Source
 from ray_ltdd.workbench import TrainedExpert, Workbench
 
 
@@ -49,20 +52,20 @@ def distil(config: ExperimentConfig, bench: Workbench, executor: Executor) -> Di
     """Run stages 1 to 5 up to the soft labels."""
     units = work_units(bench.n_classes, config.distill.classes_per_unit)
     observer, *teachers = train_experts(config, bench, executor)
-    moments = executor.compute("Calibrate", [tasks.moments_task(config, bench, observer, unit) for unit in units])
-    initial = executor.compute("Select crops", [tasks.crops_task(config, bench, teachers, unit) for unit in units])
+    moments = executor.compute("Calibrate", [distilling.moments_task(config, bench, observer, unit) for unit in units])
+    initial = executor.compute("Select crops", [distilling.crops_task(config, bench, teachers, unit) for unit in units])
     waves = recover_waves(config, executor, observer, units, moments, initial)
-    (images,) = executor.compute("Recover", [tasks.images_task(config, units, waves)])
-    (labels,) = executor.compute("Relabel", [tasks.labels_task(config, bench, teachers, images)])
+    (images,) = executor.compute("Recover", [recovery.images_task(config, units, waves)])
+    (labels,) = executor.compute("Relabel", [testing.labels_task(config, bench, teachers, images)])
     return Distilled(observer, tuple(teachers), moments, initial, units, waves[-1], images, labels)
 
 
 def train_experts(config: ExperimentConfig, bench: Workbench, executor: Executor) -> list[TrainedExpert]:
     """Stage 1: the observer, then the teachers. Experts with equal settings are one."""
     wanted = [config.observer, *config.teachers]
-    by_digest = {task.key.digest: task for task in (tasks.expert_task(config, bench, expert) for expert in wanted)}
+    by_digest = {task.key.digest: task for task in (distilling.expert_task(config, bench, expert) for expert in wanted)}
     trained = dict(zip(by_digest, executor.compute("Experts", list(by_digest.values())), strict=True))
-    return [TrainedExpert(trained[tasks.expert_task(config, bench, expert).key.digest], expert.model) for expert in wanted]
+    return [TrainedExpert(trained[distilling.expert_task(config, bench, expert).key.digest], expert.model) for expert in wanted]
 
 
 def recover_waves(
@@ -86,14 +89,14 @@ def recover_waves(
             places = [WavePlace(unit, wave, n_waves, 0) for unit in units]
             exchanged = executor.compute(
                 "Recover",
-                [tasks.initial_moments_task(config, shared, p, i) for p, i in zip(places, initial, strict=True)],
+                [recovery.initial_moments_task(config, shared, p, i) for p, i in zip(places, initial, strict=True)],
             )
         for end in ends:
             places = [WavePlace(unit, wave, n_waves, end) for unit in units]
             before: Sequence[Artifact | None] = states or [None] * len(units)
             states = executor.compute(
                 "Recover",
-                [tasks.recover_task(config, shared, p, i, b, exchanged) for p, i, b in zip(places, initial, before, strict=True)],
+                [recovery.recover_task(config, shared, p, i, b, exchanged) for p, i, b in zip(places, initial, before, strict=True)],
             )
             exchanged = states if len(units) > 1 else []
         waves.append(states)
@@ -109,9 +112,9 @@ def evaluate(config: ExperimentConfig, bench: Workbench, executor: Executor, dis
         title = "Students" if source == "distilled" else f"Baseline: {source}"
         students[source] = executor.compute(
             title,
-            [tasks.student_task(config, bench, source, n, distilled.teachers, distilled.images, distilled.labels) for n in numbers],
+            [testing.student_task(config, bench, source, n, distilled.teachers, distilled.images, distilled.labels) for n in numbers],
         )
     experts = [distilled.observer, *distilled.teachers]
-    by_digest = {expert.artifact.digest: tasks.score_task(config, bench, expert) for expert in experts}
+    by_digest = {expert.artifact.digest: testing.score_task(config, bench, expert) for expert in experts}
     scored = dict(zip(by_digest, executor.compute("Experts' accuracy", list(by_digest.values())), strict=True))
     return Scores(students, scored[distilled.observer.artifact.digest], [scored[t.artifact.digest] for t in distilled.teachers])

@@ -6,7 +6,7 @@ import torch
 
 
 def derive_seed(experiment_seed: int, stage: str, *index: int | str) -> int:
-    """Return a 63-bit seed that depends on all arguments and on nothing else.
+    """Return a 63-bit seed that depends on all arguments, joined by slashes, and on nothing else.
 
     Args:
         experiment_seed: the run's `seed`.

@@ -71,7 +71,7 @@ def padded_batches(n: int, batch_size: int, device: torch.device) -> Iterator[tu
 
     The last batch is filled by repeating its last position, so that a compiled graph sees one shape; callers use the first `n_real` rows only.
     """
-    batch_size = min(batch_size, n)
+    batch_size = max(min(batch_size, n), 1)
     for start in range(0, n, batch_size):
         n_real = min(batch_size, n - start)
         position_B = torch.arange(start, start + batch_size, device=device).clamp(max=start + n_real - 1)

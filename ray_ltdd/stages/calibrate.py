@@ -74,8 +74,8 @@ def class_moments(
 ) -> Payload:
     """Return the moments of some classes: tensors `LAYER/mean` and `LAYER/var`, float64 [K, F], and `count`, int64 [K].
 
-    A class is updated in batches of its own images, in an order drawn from (seed, class), so its outcome depends on no other class;
-    short batches of several classes share a forward pass, whose free rows are placeholders that count for nothing.
+    A class is updated in batches of its own images, in an order drawn from (seed, class), so its outcome depends on no other class
+    (up to the rounding of float64); short batches of several classes share a pass, whose free rows are placeholders that count for nothing.
 
     Args:
         config: schedule and batch size.

@@ -9,10 +9,10 @@ Legend: N images of a class, M crops of each, K classes, C H W.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_ltdd.artifacts import Payload
 from ray_ltdd.compute import Backend
@@ -56,6 +56,12 @@ class SelectCropsConfig(Settings):
         ge=1,
         description="rounds with one offer per image; what is still open after them goes to the best unused crops of any image. Empty: no limit",
     )
+
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> Self:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"select_crops.min_scale={self.min_scale} is above max_scale={self.max_scale}: lower it")
+        return self
 
 
 @dataclass(frozen=True)
@@ -108,16 +114,16 @@ def choose_in_rounds(score_NM: torch.Tensor, n_slots: int, threshold: float = 0.
         at_N = next_N.clamp(max=m - 1)[:, None]
         good_N = has_left_N & good_NM.gather(1, at_N)[:, 0]
         offers_N = good_N if bool(good_N.any()) else has_left_N
-        score_N = torch.where(offers_N, ranked_NM.gather(1, at_N)[:, 0], -torch.inf)
-        taken = score_N.argsort(descending=True, stable=True)[: min(int(offers_N.sum()), n_slots - len(chosen))]
+        offer = offers_N.nonzero()[:, 0]
+        score = ranked_NM.gather(1, at_N)[offer, 0]
+        taken = offer[score.argsort(descending=True, stable=True)][: n_slots - len(chosen)]
         chosen += [(int(i), int(rank_NM[i, next_N[i]])) for i in taken]
         n_below += int((~good_N[taken]).sum())
         next_N[taken] += 1
     n_after = n_slots - len(chosen)
     if n_after:
-        unused_NM = torch.arange(m)[None, :] >= next_N[:, None]
-        score = torch.where(unused_NM, ranked_NM, -torch.inf).flatten()
-        best = score.argsort(descending=True, stable=True)[:n_after]
+        unused = (torch.arange(m)[None, :] >= next_N[:, None]).flatten().nonzero()[:, 0]
+        best = unused[ranked_NM.flatten()[unused].argsort(descending=True, stable=True)][:n_after]
         chosen += [(int(i) // m, int(rank_NM.flatten()[i])) for i in best]
         n_below += int((~good_NM.flatten()[best]).sum())
     image, which = torch.tensor(chosen).T

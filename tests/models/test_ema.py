@@ -49,9 +49,7 @@ def test_buffers_are_averaged_counters_copied_and_constants_untouched():
     for step in range(7):
         train_step(model, optimizer, step)
         average.update()
-    norm, averaged_norm = (
-        next(m for m in x.modules() if isinstance(m, nn.BatchNorm2d)) for x in (model, average.averaged)
-    )
+    norm, averaged_norm = (next(m for m in x.modules() if isinstance(m, nn.BatchNorm2d)) for x in (model, average.averaged))
     assert averaged_norm.num_batches_tracked.item() == norm.num_batches_tracked.item() == 7
     assert averaged_norm.running_mean.abs().sum() > 0
     assert not torch.equal(averaged_norm.running_mean, norm.running_mean)

@@ -37,9 +37,7 @@ def test_heads_are_linear_maps_of_one_feature():
     feature_NF = expert.features(image_NCHW)
     projection_NP = feature_NF @ expert.projector.weight.T + expert.projector.bias
     torch.testing.assert_close(out.projection_NP, projection_NP)
-    torch.testing.assert_close(
-        out.prediction_NP, projection_NP @ expert.predictor.weight.T + expert.predictor.bias, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(out.prediction_NP, projection_NP @ expert.predictor.weight.T + expert.predictor.bias, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("build", [tiny_expert, tiny_student])

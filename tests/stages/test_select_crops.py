@@ -169,6 +169,15 @@ def test_the_outcome_is_a_function_of_the_seed(method):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("method", ["random", "noise"])
+def test_classes_do_not_share_their_draws(method):
+    """Two classes of the same images get different crops."""
+    image_NCHW = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 8), dtype=np.uint8).repeat(20, axis=0)
+    bank = ImageBank(image_NCHW, np.arange(20) % 2, np.arange(20), BACKEND.device)
+    first, second = select_crops(SelectCropsConfig(method=method), 3, brightness, bank, [0, 1], BACKEND, 0).tensors["image"].split(3)
+    assert not torch.equal(first, second)
+
+
 def flat_bank(grey_N):
     image_NCHW = np.broadcast_to(np.array(grey_N, dtype=np.uint8)[:, None, None, None], (len(grey_N), 3, 8, 8)).copy()
     return ImageBank(image_NCHW, np.zeros(len(grey_N), dtype=np.int64), np.arange(len(grey_N)), BACKEND.device)

@@ -1,0 +1,104 @@
+"""Stages 1 to 3: experts, class moments, initial images."""
+
+from collections.abc import Sequence
+
+from ray_ltdd.artifacts import CheckpointSlot, Payload
+from ray_ltdd.config import ExperimentConfig
+from ray_ltdd.executor import Task
+from ray_ltdd.models.config import ModelConfig
+from ray_ltdd.seeding import derive_seed
+from ray_ltdd.stages import calibrate, experts, select_crops
+from ray_ltdd.stages.progress import Advance
+from ray_ltdd.tasks.keys import joint_digest, key, span
+from ray_ltdd.workbench import TrainedExpert, Workbench
+
+
+def expert_task(config: ExperimentConfig, bench: Workbench, expert: experts.ExpertConfig) -> Task:
+    """Stage 1. Two roles with equal settings have equal keys: one expert serves both."""
+    settings = {"model": expert.model, "training": expert.training, "member": expert.member}
+    stage_key = key(config, "experts", experts.VERSION, settings, {"split": bench.split.fingerprint})
+    n_steps = max(len(bench.split.train_index_N) // expert.training.batch_size, 1)
+    n_images = 2 * expert.training.batch_size * n_steps * expert.training.epochs
+    seed = derive_seed(config.seed, "experts", expert.member)
+    inputs = {"model": expert.model, "training": expert.training, "seed": seed}
+    return Task(stage_key, run_expert, inputs, n_images, f"expert {expert.model.label}")
+
+
+def run_expert(
+    bench: Workbench,
+    slot: CheckpointSlot,
+    advance: Advance,
+    model: ModelConfig,
+    training: experts.ExpertTraining,
+    seed: int,
+) -> Payload:
+    """Train one expert."""
+    bench.backend.forget()
+    expert = bench.new_expert(model, derive_seed(seed, "expert-weights"))
+    return experts.train_expert(training, expert, bench.bank("train"), bench.count_K, bench.backend, seed, slot, advance)
+
+
+def moments_task(config: ExperimentConfig, bench: Workbench, observer: TrainedExpert, classes: tuple[int, ...]) -> Task:
+    """Stage 2, one work unit."""
+    kind = calibrate.resolve_layers(config.calibrate, bench.expert(observer))
+    settings = calibrate.MomentsConfig(layers=kind, momentum=config.calibrate.momentum, batch_size=config.calibrate.batch_size)
+    upstream = {"split": bench.split.fingerprint, "observer": observer.artifact.digest}
+    stage_key = key(config, "calibrate", calibrate.VERSION, {"moments": settings, "classes": list(classes)}, upstream)
+    inputs = {"settings": settings, "observer": observer, "classes": classes, "seed": config.seed}
+    return Task(
+        stage_key,
+        run_moments,
+        inputs,
+        int(bench.split.count_K[list(classes)].sum()),
+        f"statistics of classes {span(classes)}",
+    )
+
+
+def run_moments(
+    bench: Workbench,
+    slot: CheckpointSlot,
+    advance: Advance,
+    settings: calibrate.MomentsConfig,
+    observer: TrainedExpert,
+    classes: tuple[int, ...],
+    seed: int,
+) -> Payload:
+    """Measure the class moments of one unit."""
+    bank = bench.bank("train")
+    observe = bench.observation(observer, settings.layers, len(bank))
+    return calibrate.class_moments(settings, observe, bank, classes, bench.backend, seed, advance)
+
+
+def crops_task(config: ExperimentConfig, bench: Workbench, teachers: Sequence[TrainedExpert], classes: tuple[int, ...]) -> Task:
+    """Stage 3, one work unit."""
+    upstream = {"split": bench.split.fingerprint}
+    if config.select_crops.method == "confidence":
+        upstream["teachers"] = joint_digest([teacher.artifact for teacher in teachers])
+    ipc = config.distill.images_per_class
+    settings = {"select_crops": config.select_crops, "images_per_class": ipc, "classes": list(classes)}
+    stage_key = key(config, "select_crops", select_crops.VERSION, settings, upstream)
+    n_images = int(bench.split.count_K[list(classes)].sum()) * config.select_crops.crops_per_image
+    inputs = {
+        "settings": config.select_crops,
+        "images_per_class": ipc,
+        "teachers": tuple(teachers),
+        "classes": classes,
+        "seed": config.seed,
+    }
+    return Task(stage_key, run_crops, inputs, n_images, f"initial images of classes {span(classes)}")
+
+
+def run_crops(
+    bench: Workbench,
+    slot: CheckpointSlot,
+    advance: Advance,
+    settings: select_crops.SelectCropsConfig,
+    images_per_class: int,
+    teachers: tuple[TrainedExpert, ...],
+    classes: tuple[int, ...],
+    seed: int,
+) -> Payload:
+    """Choose the initial images of one unit."""
+    bank = bench.bank("train")
+    teacher = bench.teacher(teachers, len(bank) * settings.crops_per_image)
+    return select_crops.select_crops(settings, images_per_class, teacher, bank, classes, bench.backend, seed, advance)

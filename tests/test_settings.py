@@ -1,0 +1,106 @@
+"""Settings: precedence, inheritance, refusals, fingerprints; every configuration file loads."""
+
+from pathlib import Path
+
+import pytest
+
+from ray_ltdd.config import load_config, parse_override, read_yaml, setting_names, validate, write_yaml
+from ray_ltdd.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        (tmp_path / "c.yaml").write_text(text)
+        return tmp_path / "c.yaml"
+
+    return write
+
+
+def test_precedence_and_origins(file):
+    path = file("recover: {steps: 7, learning_rate: 3e-4}\n")
+    loaded = load_config(path, ["recover.steps=9"])
+    recover = loaded.config.recover
+    assert (recover.steps, recover.learning_rate, recover.min_scale) == (9, 3e-4, 0.5)
+    assert loaded.origins["recover.steps"] == "command line"
+    assert loaded.origins["recover.learning_rate"] == str(path)
+    assert loaded.origins["recover.min_scale"] == "default"
+
+
+def test_experts_are_inherited_and_overridden(file):
+    text = "experts: {epochs: 3}\nteacher: {training: {epochs: 5}}\nmore_teachers: [{member: 1}]\n"
+    loaded = load_config(file(text), ["experts.batch_size=8"])
+    config = loaded.config
+    assert [config.observer.training.epochs, config.teacher.training.epochs, config.more_teachers[0].training.epochs] == [3, 5, 3]
+    assert config.teacher.training.batch_size == 8
+    assert loaded.origins["observer.training.epochs"].startswith("experts (")
+    assert len(config.teachers) == 2
+
+
+def test_all_mistakes_at_once_with_the_nearest_name(file):
+    path = file("recover: {stepz: 3}\nsplitt: {}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(path, ["split.imbalance_factor=0.5", "distill.images_per_class=0", "epochs=4", "experts.epochs=0"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6
+    assert f"{path}: there is no setting 'recover.stepz': did you mean 'recover.steps'?" in lines
+    assert f"{path}: there is no setting 'splitt': did you mean 'split'?" in lines
+    assert "command line: there is no setting 'epochs': did you mean 'experts.epochs'?" in lines
+    assert any(line.startswith("command line: split.imbalance_factor (it is 0.5)") for line in lines)
+    assert any(line.startswith("command line: distill.images_per_class (it is 0)") for line in lines)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "seed: 1\nseed: 2\n"])
+def test_bad_yaml_is_refused(file, text):
+    with pytest.raises(InputError):
+        load_config(file(text))
+
+
+@pytest.mark.parametrize("text", ["recover.steps", "=3", "a=[1"])
+def test_bad_overrides_are_refused(text):
+    with pytest.raises(InputError, match="cannot"):
+        parse_override(text)
+
+
+def test_overriding_below_a_value_is_refused(file):
+    with pytest.raises(InputError, match="has no parts"):
+        load_config(file("seed: 1\n"), ["seed.x=1"])
+
+
+def test_a_missing_file_names_the_nearest():
+    with pytest.raises(InputError, match=r"did you mean .*quickstart\.yaml"):
+        load_config(CONFIGS / "quikstart.yaml")
+
+
+def test_every_configuration_file_loads():
+    paths = sorted(CONFIGS.rglob("*.yaml"))
+    assert len(paths) >= 6
+    for path in paths:
+        load_config(path)
+
+
+def test_dump_and_load_is_the_same_experiment(tmp_path):
+    config = load_config(CONFIGS / "quickstart.yaml").config
+    write_yaml(config, tmp_path / "settings.yaml")
+    assert validate(read_yaml(tmp_path / "settings.yaml"), "x") == config
+
+
+@pytest.mark.parametrize("override", ["name=other", "output.root=/x", "compute.threads=3", "data.root=/y"])
+def test_fingerprint_ignores_names_and_folders(override):
+    base = load_config(CONFIGS / "quickstart.yaml").config.fingerprint
+    assert load_config(CONFIGS / "quickstart.yaml", [override]).config.fingerprint == base
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=3", "split.name=b", "recover.steps=1", "evaluate.seeds=9", "experts.epochs=9", "compute.precision=bfloat16"]
+)
+def test_fingerprint_reacts_to_what_matters(override):
+    base = load_config(CONFIGS / "quickstart.yaml").config.fingerprint
+    assert load_config(CONFIGS / "quickstart.yaml", [override]).config.fingerprint != base
+
+
+def test_setting_names_cover_every_stage():
+    names = set(setting_names())
+    assert {"recover.steps", "split.imbalance_factor", "relabel.views.batch_size", "teacher.training.epochs"} <= names
