@@ -12,6 +12,8 @@ from rich.table import Table
 
 from ray_ltdd.errors import InputError
 
+INTERRUPTED = 130
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Prepare and describe datasets.")
 app.add_typer(data_app, name="data")
@@ -196,20 +198,20 @@ def main() -> None:
     """Entry point: input errors end with one sentence each and status 2, Ctrl-C with status 130."""
     warnings.showwarning = _show_warning
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except InputError as error:
         _fail(str(error), 2)
-    except typer.Abort:
-        _fail("interrupted; the same command continues where this one stopped.", 130)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command continues where this one stopped.", 130)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
+        status = INTERRUPTED
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None:
             raise
         _fail(f"{usage()} (`ray-ltdd --help` lists the commands)", 2)
+    # typer turns Ctrl-C inside a command into this status
+    if status == INTERRUPTED:
+        _fail("interrupted; the same command continues where this one stopped.", INTERRUPTED)
+    sys.exit(status or 0)
 
 
 def _fail(message: str, status: int) -> None:

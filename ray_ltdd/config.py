@@ -136,6 +136,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     for override in overrides:
         name, value = parse_override(override)
         _set(values, name.split("."), value, override)
+        origins = {known: origin for known, origin in origins.items() if known != name and not known.startswith(f"{name}.")}
         nested = [inner for inner, _ in _leaves(value, name + ".")] if isinstance(value, dict) and value else [name]
         origins |= dict.fromkeys(nested, "command line")
     config = validate(values, str(path), origins)

@@ -95,4 +95,4 @@ def read_rows(folder: Path) -> pa.Table:
         if identity not in seen:
             seen.add(identity)
             keep.append(index)
-    return table.take(keep)
+    return table.take(pa.array(keep, pa.int64()))

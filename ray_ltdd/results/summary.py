@@ -81,7 +81,7 @@ def outcome_table(outcomes: Sequence[Outcome], part: str, n_tested: int, group_r
     students = next((outcome.network for outcome in outcomes if outcome.method == "distilled"), "")
     experts = ", ".join(f"{outcome.method} {outcome.network}" for outcome in outcomes if outcome.method in ("observer", "teacher"))
     title = f"Accuracy of {students} students on the {n_tested:,} {part} images, in percent"
-    caption = f"± is the deviation over seeds. Experts: {experts}.\nGroups of classes {group_rule}."
+    caption = f"± is the deviation over seeds. Experts: {experts}.\nGroups of classes: {group_rule}."
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for heading in ("trained on", "images", "seeds", "top-1", "many", "medium", "few"):
         table.add_column(heading, justify="left" if heading == "trained on" else "right", no_wrap=True)

@@ -1,0 +1,48 @@
+"""Running the real command line in processes of its own, at the smallest budget that passes through every stage."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "experts.epochs=4",
+    "experts.accuracy_floor=0",
+    "observer.model.width=8",
+    "teacher.model.width=8",
+    "evaluate.model.width=8",
+    "select_crops.crops_per_image=2",
+    "recover.steps=12",
+    "evaluate.epochs=30",
+    "evaluate.seeds=1",
+    "evaluate.baselines=[random]",
+)
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line as a process would start it."""
+    return [sys.executable, "-m", "ray_ltdd.cli", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread, like the tests themselves."""
+    return os.environ | {"OMP_NUM_THREADS": "1"} | more
+
+
+def cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, env=environment(), timeout=240)
+
+
+def tiny_run(output: Path, *overrides: str) -> list[str]:
+    """Arguments of a tiny run of the quick start into `output`."""
+    return ["run", str(ROOT / "configs" / "quickstart.yaml"), *TINY, f"output.root={output}", *overrides]
+
+
+def checksums(output: Path) -> dict[str, str]:
+    """SHA-256 of every artifact's payload in a store, and of every distilled dataset, by path."""
+    files = [*(output / "store").glob("*/*/payload.safetensors"), *output.glob("*/distilled/train.parquet")]
+    files = [file for file in files if "damaged" not in str(file)]
+    return {str(file.relative_to(output)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -1,0 +1,74 @@
+"""Optimisers, averages and the losses of Eq. 4 and 7 from their formulas, one number or one tensor at a time.
+
+Legend: N images, K classes, P projection, F features, L layers.
+"""
+
+import math
+
+import torch
+from reference import alignment, losses
+
+
+def expert_loss(output, first_N, second_N, lambda_N, alpha, weight_K, adjustment_K, robust_weight, debias_weight):
+    """Eq. 7 on two views of half the rows each; `output` is (plain_NK, debiased_NK, projection_NP, prediction_NP)."""
+    plain_NK, debiased_NK, projection_NP, prediction_NP = ([[float(v) for v in row] for row in tensor] for tensor in output)
+    half = len(plain_NK) // 2
+    robust = losses.robust(prediction_NP[:half], projection_NP[:half], prediction_NP[half:], projection_NP[half:])
+    adjusted = [[[v + float(a) for v, a in zip(row, adjustment_K, strict=True)] for row in logits] for logits in (debiased_NK, plain_NK)]
+    weighted = losses.mixed_cross_entropy(adjusted[0], first_N, second_N, lambda_N, weight_K)
+    plain = losses.mixed_cross_entropy(adjusted[1], first_N, second_N, lambda_N, [1.0] * len(plain_NK[0]))
+    return robust_weight * robust + debias_weight * (alpha * weighted + (1 - alpha) * plain)
+
+
+def recovery_loss(config, logit_NK, label_N, synthetic_L, others_L, own, class_target_L, global_target_L, weight_L, variance):
+    """Eq. 4 from smoothed class moments, one pair [K, F] a layer."""
+    whole = alignment.global_term(synthetic_L, others_L, own, global_target_L, weight_L, variance)
+    by_class = alignment.class_term(synthetic_L, class_target_L, weight_L)
+    entropy = sum(losses.cross_entropy(logit_K, int(label)) for logit_K, label in zip(logit_NK, label_N, strict=True)) / len(label_N)
+    aligned = config.global_weight * whole + config.class_weight * by_class
+    return config.alignment_weight * aligned + config.cross_entropy_weight * entropy
+
+
+def cosine(step, n_steps):
+    """Half a cosine from 1 to 0."""
+    return (1 + math.cos(math.pi * step / n_steps)) / 2
+
+
+class Sgd:
+    """SGD with L2 penalty and Nesterov's momentum as Sutskever wrote it for torch: v <- m v + g, p <- p - rate (g + m v), v_0 = g."""
+
+    def __init__(self, parameters, momentum, weight_decay):
+        self.parameters, self.momentum, self.weight_decay, self.velocity = list(parameters), momentum, weight_decay, {}
+
+    @torch.no_grad()
+    def step(self, rate):
+        for number, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            gradient = parameter.grad + self.weight_decay * parameter
+            velocity = self.velocity.get(number)
+            velocity = gradient if velocity is None else self.momentum * velocity + gradient
+            self.velocity[number] = velocity.clone()
+            parameter -= rate * (gradient + self.momentum * velocity)
+            parameter.grad = None
+
+
+class Adam:
+    """Adam as published, with decoupled weight decay (0: none)."""
+
+    def __init__(self, parameters, betas, weight_decay=0.0):
+        self.parameters, self.betas, self.weight_decay = list(parameters), betas, weight_decay
+        self.first = [torch.zeros_like(p) for p in self.parameters]
+        self.second = [torch.zeros_like(p) for p in self.parameters]
+        self.n_steps = 0
+
+    @torch.no_grad()
+    def step(self, rate):
+        self.n_steps += 1
+        for parameter, first, second in zip(self.parameters, self.first, self.second, strict=True):
+            first += (1 - self.betas[0]) * (parameter.grad - first)
+            second += (1 - self.betas[1]) * (parameter.grad**2 - second)
+            corrected = [m / (1 - beta**self.n_steps) for m, beta in zip((first, second), self.betas, strict=True)]
+            parameter -= rate * self.weight_decay * parameter
+            parameter -= rate * corrected[0] / (corrected[1].sqrt() + 1e-8)
+            parameter.grad = None

@@ -1,0 +1,135 @@
+"""The whole pipeline on real images, through the real command line."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from commands import ROOT, TINY, checksums, cli, tiny_run
+from PIL import Image
+
+from ray_ltdd import load_distilled, pipeline
+from ray_ltdd.config import load_config
+from ray_ltdd.executor import SilentReporter
+from ray_ltdd.results.rows import SCHEMA, read_rows
+from ray_ltdd.runs import execute, open_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs")
+    done = cli(*tiny_run(output), "--json")
+    assert done.returncode == 0, done.stderr
+    return output, json.loads(done.stdout)
+
+
+def test_everything_a_run_promises_is_there(finished):
+    _, summary = finished
+    folder = Path(summary["run"])
+    assert {p.name for p in folder.iterdir()} == {"settings.yaml", "distilled", "gallery.png", "results", "summary.json"}
+    assert [outcome["method"] for outcome in summary["outcomes"]] == ["distilled", "random", "observer", "teacher"]
+    assert all(0 <= outcome["top1_percent"] <= 100 for outcome in summary["outcomes"])
+    with Image.open(folder / "gallery.png") as picture:
+        assert min(picture.size) > 300 and len(picture.convert("L").getcolors(1 << 20)) > 50
+    frame = pd.read_parquet(folder / "distilled" / "train.parquet")
+    assert len(frame) == 50 and sorted(frame["label"].value_counts().to_dict().items()) == [(k, 5) for k in range(10)]
+    assert "teacher-0.safetensors" in {p.name for p in (folder / "distilled").iterdir()}
+
+
+def test_rows_hold_the_settings_and_the_split(finished):
+    _, summary = finished
+    rows = read_rows(Path(summary["run"]) / "results")
+    assert rows.schema == SCHEMA and len(rows) == 4
+    row = rows.to_pylist()[0]
+    assert row["split_fingerprint"] == summary["split_fingerprint"] and row["fingerprint"] == summary["fingerprint"]
+    assert json.loads(row["settings"])["recover"]["steps"] == 12
+    assert row["count_per_class"] == [110, 85, 65, 51, 39, 30, 23, 18, 14, 11]
+    assert abs(sum(row["per_class"]) / 10 - row["top1"]) < 1e-9, "digits_lt is tested on equally many images per class"
+
+
+def test_what_was_saved_is_what_was_evaluated(finished):
+    output, summary = finished
+    distilled = load_distilled(summary["run"])
+    config = load_config(ROOT / "configs" / "quickstart.yaml", [*TINY, f"output.root={output}"]).config
+    run = open_run(config, SilentReporter())
+    stored = pipeline.distil(config, run.bench, run.executor).images.tensors()
+    assert torch.equal(distilled.image_NCHW, stored["image"]) and torch.equal(distilled.label_N, stored["label"])
+    image, label, logits = distilled[7]
+    assert image.shape == (1, 16, 16) and image.dtype == torch.float32 and int(label) == 1 and logits.shape == (10,)
+
+
+def test_the_same_command_computes_nothing_again(finished):
+    output, summary = finished
+    before = checksums(output)
+    done = cli(*tiny_run(output), "--json")
+    assert json.loads(done.stdout)["outcomes"] == summary["outcomes"]
+    assert checksums(output) == before
+    assert len(list((Path(summary["run"]) / "results").iterdir())) == 1
+
+
+def test_another_store_gets_the_same_bytes(finished, tmp_path):
+    assert cli(*tiny_run(tmp_path)).returncode == 0
+    assert checksums(tmp_path) == checksums(finished[0])
+
+
+def test_evaluate_and_gallery(finished):
+    _, summary = finished
+    folder = summary["run"]
+    card = (Path(folder) / "distilled" / "README.md").read_text()
+    done = cli("evaluate", folder, "--student", "convnet", "--seeds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcomes"][0]["network"] == "ConvNet-3"
+    assert (Path(folder) / "distilled" / "README.md").read_text() == card
+    assert {row["network"] for row in read_rows(Path(folder) / "results").to_pylist()} >= {"ConvNet-3", "ConvNet-2 (width 8)"}
+    assert Path(cli("gallery", folder).stdout.strip()) == Path(folder) / "gallery.png"
+
+
+class Backwards:
+    """An executor that hands its tasks to the real one in the opposite order."""
+
+    def __init__(self, inner):
+        self.inner, self.store = inner, inner.store
+
+    def compute(self, title, tasks):
+        return self.inner.compute(title, list(tasks)[::-1])[::-1]
+
+
+def test_units_in_any_order_give_the_same_bytes(tmp_path):
+    names = ("distill.classes_per_unit=4", "recover.exchange_every=5", "recover.batch_size=12", "recover.steps=11")
+    found = []
+    for name in ("forwards", "backwards"):
+        config = load_config(ROOT / "configs" / "quickstart.yaml", [*TINY, f"output.root={tmp_path / name}", *names]).config
+        run = open_run(config, SilentReporter())
+        executor = run.executor if name == "forwards" else Backwards(run.executor)
+        distilled = pipeline.distil(config, run.bench, executor)
+        assert len(distilled.units) == 3
+        found.append(checksums(tmp_path / name))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("relabel.labels=one",),
+        ("relabel.labels=stored", "relabel.stored_epochs=3", "relabel.tau=0.5"),
+        ("experts.debias=false",),
+        ("calibrate.class_weights=sample", "calibrate.momentum.schedule=constant"),
+        ("select_crops.method=random",),
+        ("select_crops.method=noise", "calibrate.layers=all", "distill.images_per_class=1"),
+        ("distill.images_per_class=30", "select_crops.confidence_threshold=0.9", "recover.steps=2", "recover.stop_patience=1"),
+        ("teacher.model.normalization=batch", "more_teachers=[{model: {architecture: convnet, width: 8, depth: 2}, member: 1}]"),
+        ("evaluate.part=validation", "split.validation_per_class=10", "split.allow_fewer=true", "evaluate.optimizer=sgd", "relabel.views.mix=mixup"),
+    ],
+    ids=lambda overrides: " ".join(overrides)[:60],
+)
+def test_the_settings_run(finished, overrides):
+    output, _ = finished
+    config = load_config(ROOT / "configs" / "quickstart.yaml", [*TINY, f"output.root={output}", "evaluate.epochs=2", *overrides]).config
+    report = execute(open_run(config, SilentReporter()))
+    assert report.outcomes[0].method == "distilled" and report.label_bytes > 0
+    n = config.distill.images_per_class * 10
+    expected = {"one": 2 * n * 10, "stored": 2 * 3 * n * 10}.get(config.relabel.labels)
+    assert expected is None or report.label_bytes == expected
