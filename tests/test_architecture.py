@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # a room may import itself and what stands after it here
 LEVELS = [
-    {"errors", "settings", "seeding"},
+    {"errors", "settings", "seeding", "openmp"},
     {"storage"},
     {"artifacts", "compute", "sharding"},
     {"executor"},

@@ -1,4 +1,4 @@
-"""Optimisers, averages and the losses of Eq. 4 and 7 from their formulas, one number or one tensor at a time.
+"""Optimisers, averages and the losses of Eq. 4, 7 and 10 from their formulas, one number or one tensor at a time.
 
 Legend: N images, K classes, P projection, F features, L layers.
 """
@@ -18,6 +18,15 @@ def expert_loss(output, first_N, second_N, lambda_N, alpha, weight_K, adjustment
     weighted = losses.mixed_cross_entropy(adjusted[0], first_N, second_N, lambda_N, weight_K)
     plain = losses.mixed_cross_entropy(adjusted[1], first_N, second_N, lambda_N, [1.0] * len(plain_NK[0]))
     return robust_weight * robust + debias_weight * (alpha * weighted + (1 - alpha) * plain)
+
+
+def student_loss(logit_NK, label_N, partner_label_N, lambda_N, target_NK, hard_weight, soft_weight):
+    """Eq. 10: the cross-entropy with mixed labels, and the squared error summed over classes; means over images. Without targets the first."""
+    hard = losses.mixed_cross_entropy(logit_NK, label_N, partner_label_N, lambda_N, [1.0] * len(logit_NK[0]))
+    if target_NK is None:
+        return hard
+    soft = sum((float(a) - float(b)) ** 2 for row, target in zip(logit_NK, target_NK, strict=True) for a, b in zip(row, target, strict=True))
+    return hard_weight * hard + soft_weight * soft / len(label_N)
 
 
 def recovery_loss(config, logit_NK, label_N, synthetic_L, others_L, own, class_target_L, global_target_L, weight_L, variance):

@@ -100,6 +100,27 @@ def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
         torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("is_soft", [True, False])
+def test_the_loss_is_equation_10(is_soft):
+    """Pitfall 30: cross-entropy against the unmixed label, squared error averaged over classes."""
+    config = CONFIG.model_copy(update={"hard_weight": 0.3, "soft_weight": 0.7})
+    rng = np.random.default_rng(0)
+    (label_N, partner_N), lambda_N, target_NK = rng.integers(0, 10, (2, 6)), rng.random(6), rng.normal(size=(6, 10))
+    view_NCHW, student = BANK.take(torch.arange(6)), fresh().eval()
+    target = torch.tensor(target_NK).float() if is_soft else None
+    loss_of = student_loss(config, student, is_soft, BACKEND)
+    loss = loss_of(view_NCHW, torch.tensor(label_N), torch.tensor(partner_N), torch.tensor(lambda_N).float(), target)
+    by_hand = reference.student_loss(student(view_NCHW).tolist(), label_N, partner_N, lambda_N, target_NK if is_soft else None, 0.3, 0.7)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_one_label_per_image_is_mixed_as_the_images_are():
+    logit_NK = torch.arange(20.0).view(4, 5).half()
+    found_BK = labels_per_image(logit_NK)(torch.empty(0), torch.tensor([3, 1]), torch.tensor([1, 0]), torch.tensor([0.25, 1.0]), 0)
+    assert found_BK.dtype == torch.float32
+    torch.testing.assert_close(found_BK, torch.stack([0.25 * logit_NK[3].float() + 0.75 * logit_NK[1].float(), logit_NK[1].float()]))
+
+
 class Interruption(Exception):
     pass
 

@@ -1,0 +1,159 @@
+"""The command line in this process: what every command prints, and that bad input is plain sentences, one a problem, and status 2."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from commands import ROOT, TINY
+
+from ray_ltdd.cli import main
+from ray_ltdd.config import load_config, setting_names, write_yaml
+from ray_ltdd.errors import InputError
+from ray_ltdd.runs import reopen_config
+
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run a command in `tmp_path`; returns its status, what it printed and what it said on standard error."""
+    monkeypatch.chdir(tmp_path)
+    # the command line shows warnings its own way; what pytest does with them comes back afterwards
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ray-ltdd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def refused(outcome, n_problems=1):
+    status, printed, said = outcome
+    lines = said.splitlines()
+    assert status == 2 and not printed and "Traceback" not in said, said
+    assert len(lines) == n_problems and all(line.startswith("ray-ltdd: ") for line in lines), said
+    return said
+
+
+def test_show_prints_every_setting_and_its_origin(call):
+    status, printed, _ = call("show", QUICKSTART, "recover.steps=9")
+    lines = dict(line.split(" = ", 1) for line in printed.splitlines())
+    assert status == 0 and set(setting_names()) - {"more_teachers"} <= set(lines)
+    assert lines["recover.steps"] == "9  # command line"
+    assert lines["distill.images_per_class"] == f"5  # {QUICKSTART}"
+    assert lines["recover.learning_rate"].endswith("# default") and lines["teacher.training.epochs"] == f"40  # experts ({QUICKSTART})"
+
+
+def test_show_as_json_is_the_resolved_settings(call):
+    status, printed, _ = call("show", QUICKSTART, "--json")
+    assert status == 0 and json.loads(printed) == load_config(QUICKSTART).config.model_dump(mode="json")
+
+
+def test_what_show_prints_can_be_run_again(call, tmp_path):
+    write_yaml(load_config(QUICKSTART).config, tmp_path / "all.yaml")
+    assert call("show", tmp_path / "all.yaml", "--json")[1] == call("show", QUICKSTART, "--json")[1]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    return f"data.root={tmp_path_factory.mktemp('data')}"
+
+
+def test_data_prepare_says_what_there_is_and_where(call, data_root):
+    status, printed, _ = call("data", "prepare", "digits_lt", data_root)
+    assert status == 0 and "1,297 training and 500 test images" in printed
+    assert (Path(printed.splitlines()[-1].removeprefix("prepared in ")) / "train_images.npy").exists()
+
+
+def test_data_describe(call, data_root, tmp_path):
+    status, printed, _ = call("data", "describe", "digits_lt", data_root, "split.imbalance_factor=10")
+    assert status == 0 and "fingerprint" in printed and "█" in printed
+    assert (tmp_path / "digits_lt-exponential-if10-main-s0.png").stat().st_size > 5000
+    status, printed, said = call("data", "describe", QUICKSTART, data_root, "--json", "--output", tmp_path / "x.png")
+    facts = json.loads(printed)
+    assert (
+        status == 0
+        and not said
+        and facts["count_per_class"] == [110, 85, 65, 51, 39, 30, 23, 18, 14, 11]
+        and facts["figure"] == str(tmp_path / "x.png")
+    )
+
+
+@pytest.mark.parametrize("override", ["seed=3", "name=mine"])
+def test_data_commands_take_every_setting_by_name(call, data_root, override):
+    assert call("data", "prepare", "digits_lt", data_root, override)[0] == 0
+
+
+def test_doctor(call):
+    status, printed, _ = call("doctor", "--json")
+    facts = json.loads(printed)
+    assert status == 0 and {"device", "threads", "bfloat16", "torch", "free disk here", "free memory"} <= facts["facts"].keys()
+    assert all(isinstance(sentence, str) and sentence.endswith(".") for sentence in facts["advice"])
+    status, printed, _ = call("doctor")
+    assert status == 0 and facts["facts"]["torch"] in printed
+
+
+def test_help_is_no_failure(call):
+    status, printed, said = call("--help")
+    assert status == 0 and "evaluate" in printed and not said
+
+
+def test_all_problems_are_said_at_once(call):
+    said = refused(call("run", QUICKSTART, "recover.stepz=1", "split.imbalance_factor=0.5", "distill.images_per_class=0", "sed=1"), 4)
+    assert "did you mean 'recover.steps'?" in said and "did you mean 'seed'?" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run", "nothing.yaml"), "there is no configuration file nothing.yaml"),
+        (("run", QUICKSTART, "recover.steps"), "cannot use 'recover.steps': overrides are written name=value"),
+        (("run", QUICKSTART, "recover.steps=many"), "recover.steps (it is 'many')"),
+        (("run", QUICKSTART, "evaluate.model.architecture=vgg12"), "did you mean 'vgg11'?"),
+        (("data", "prepare", "cifar11_lt"), "did you mean cifar10_lt?"),
+        (("data", "describe", "digits_lt", "split.imbalance_factr=3"), "did you mean 'split.imbalance_factor'?"),
+        (("gallery", "."), "is no run"),
+        (("evaluate", "nowhere"), "is no run"),
+    ],
+    ids=lambda value: " ".join(value).replace(str(ROOT), "") if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_sentence(call, arguments, sentence):
+    assert sentence in refused(call(*arguments))
+
+
+@pytest.mark.parametrize("arguments", [("frobnicate",), ("run",), ("run", QUICKSTART, "--frobnicate"), ("evaluate", ".", "--seeds", "many")])
+def test_bad_usage_is_one_sentence(call, arguments):
+    assert "`ray-ltdd --help` lists the commands" in refused(call(*arguments))
+
+
+@pytest.fixture
+def opened(call, data_root, tmp_path):
+    """A run's folder before anything was computed: its first expert cannot be trained at this rate."""
+    status, _, said = call("run", QUICKSTART, *TINY, data_root, "output.root=runs", "experts.learning_rate=1e20", "experts.epochs=1")
+    assert status == 2 and "NaN or infinite" in said
+    (folder,) = [path for path in (tmp_path / "runs").iterdir() if path.name != "store"]
+    return folder
+
+
+def test_a_damaged_run_is_one_sentence(call, opened):
+    settings = (opened / "settings.yaml").read_text()
+    for broken, sentence in ((settings + "a: [", "is not valid YAML"), (settings.replace("recover:", "recoverr:"), "did you mean 'recover'?")):
+        (opened / "settings.yaml").write_text(broken)
+        assert sentence in refused(call("evaluate", opened))
+
+
+def test_an_empty_settings_file_is_not_a_run_of_defaults(tmp_path):
+    (tmp_path / "settings.yaml").write_text("")
+    with pytest.raises(InputError, match="is no run"):
+        reopen_config(tmp_path, {})
+
+
+@pytest.mark.parametrize(("options", "sentence"), [(("--student", "vgg12"), "did you mean 'vgg11'?"), (("--seeds", "0"), "evaluate.seeds (it is 0)")])
+def test_evaluate_with_bad_options_is_one_sentence(call, opened, options, sentence):
+    assert sentence in refused(call("evaluate", opened, *options))

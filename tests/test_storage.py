@@ -1,0 +1,99 @@
+"""Really full and really read-only disks, and what is turned into a sentence and what is not."""
+
+import errno
+import os
+import subprocess
+
+import pytest
+import torch
+from commands import checksums
+
+from ray_ltdd.artifacts import ArtifactStore, Key, Payload
+from ray_ltdd.errors import InputError
+from ray_ltdd.results.distilled import write_distilled
+from ray_ltdd.results.gallery import draw_gallery
+from ray_ltdd.results.rows import append_rows
+from ray_ltdd.storage import atomic_folder, readable_os_error
+
+KEY = Key("stage", 1, {}, {}, 0)
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a small file system in memory; skips where that is not permitted."""
+    folder = tmp_path / "mount"
+    folder.mkdir()
+
+    def mount(options):
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+            pytest.skip("mounting is not permitted here")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def write_everything(folder):
+    """Every kind of file a run leaves, one writer a call."""
+    image = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8)
+    store = ArtifactStore(folder, checkpoint_seconds=0)
+    rows = [{"artifact": "a", "fingerprint": "f", "method": "m", "settings": os.urandom(100_000).hex()}]
+
+    def interrupted(slot):
+        slot.offer(lambda: {"x": torch.rand(100_000)})
+
+    yield lambda: store.get_or_compute(KEY, lambda slot: Payload({"x": torch.rand(100_000)}))
+    yield lambda: store.get_or_compute(Key("other", 1, {}, {}, 0), interrupted)
+    yield lambda: write_distilled(folder / "distilled", image, torch.zeros(20, dtype=torch.int64), torch.zeros(20, 1).half(), ["a"], "card")
+    yield lambda: append_rows(folder / "results", rows)
+    yield lambda: draw_gallery(folder / "gallery.png", image, image, ["a"], [1], "title")
+
+
+def test_a_full_disk_is_one_sentence_for_every_writer_and_leaves_nothing_half(mounted):
+    folder = mounted("size=64k")
+    for write in write_everything(folder):
+        with pytest.raises(InputError, match=r"^output.root=[^\n]* cannot be written \(No space left on device\): free space there or set [^\n]*$"):
+            write()
+    left = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "locks"]
+    assert left == [] and checksums(folder) == {}
+
+
+def test_a_read_only_disk_is_one_sentence(mounted):
+    folder = mounted("ro")
+    for write in (
+        lambda: ArtifactStore(folder / "store"),
+        lambda: append_rows(folder / "results", [{"artifact": "", "fingerprint": "", "method": ""}]),
+    ):
+        with pytest.raises(InputError, match=r"cannot be written \(Read-only file system\): make it a writable folder or set output.root"):
+            write()
+
+
+def test_what_a_read_only_store_holds_can_be_used(mounted):
+    folder = mounted("size=4m")
+    written, _ = ArtifactStore(folder).get_or_compute(KEY, lambda slot: Payload({"x": torch.ones(3)}))
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    store = ArtifactStore(folder)
+    found, computed = store.get_or_compute(KEY, lambda slot: pytest.fail("computed again"))
+    assert not computed and found.manifest == written.manifest
+    with pytest.raises(InputError, match="Read-only file system"):
+        store.get_or_compute(Key("other", 1, {}, {}, 0), lambda slot: Payload({}))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.ECONNRESET])
+def test_other_errors_pass(tmp_path, number):
+    with pytest.raises(OSError) as caught, readable_os_error(tmp_path):
+        raise OSError(number, "x")
+    assert not isinstance(caught.value, InputError) and caught.value.errno == number
+
+
+def test_the_sentence_names_the_setting_given(tmp_path):
+    with pytest.raises(InputError, match=r"^data.root=.* set data.root to another folder$"), readable_os_error(tmp_path, "data.root"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_of_two_writers_of_one_folder_the_first_stays(tmp_path):
+    with atomic_folder(tmp_path / "final") as slow:
+        (slow / "x").write_text("slow")
+        with atomic_folder(tmp_path / "final") as quick:
+            (quick / "x").write_text("quick")
+    assert (tmp_path / "final" / "x").read_text() == "quick" and [path.name for path in tmp_path.iterdir()] == ["final"]
