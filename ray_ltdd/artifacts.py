@@ -13,7 +13,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +23,14 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from ray_ltdd.storage import atomic_file, atomic_folder, readable_os_error
 
 PAYLOAD = "payload.safetensors"
 MANIFEST = "manifest.json"
+_DIGEST_BYTES = 32
+_DAMAGE = (OSError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,12 @@ class CheckpointSlot:
         if not self._path.exists():
             return None
         try:
-            state = load_file(self._path)
+            content = self._path.read_bytes()
+            if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+                raise ValueError("its checksum differs")
+            state = load(content[_DIGEST_BYTES:])
             self._seconds_before = float(state.pop("seconds_spent"))
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError) as error:
             warnings.warn(f"the checkpoint {self._path} is damaged ({error}); starting that stage again", stacklevel=2)
             return None
         return state
@@ -133,13 +139,16 @@ class CheckpointSlot:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state().items()}
         tensors["seconds_spent"] = torch.tensor(self.seconds, dtype=torch.float64)
-        with atomic_file(self._path) as temporary:
-            save_file(tensors, temporary)
+        content = save(tensors)
+        with readable_os_error(self._path.parent.parent), atomic_file(self._path) as temporary:
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
         self._written_at = time.monotonic()
 
     def clear(self) -> None:
-        """Forget the state."""
+        """Forget the state, and what a writer killed in the middle left of one."""
         self._path.unlink(missing_ok=True)
+        for left in self._path.parent.glob(f".*.partial-{self._path.name}"):
+            left.unlink(missing_ok=True)
 
 
 class ArtifactStore:
@@ -162,19 +171,11 @@ class ArtifactStore:
 
     def find(self, key: Key) -> Artifact | None:
         """Return the artifact of `key`, or None. A damaged one is set aside with a warning."""
-        folder = self.folder(key)
-        if not folder.exists():
-            return None
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            if manifest["checksum"] != checksum(folder / PAYLOAD):
-                raise ValueError(f"checksum of {PAYLOAD} differs from the manifest's")
-            return Artifact(folder, manifest)
-        except (OSError, ValueError, KeyError) as error:
-            aside = folder.with_name(f"{folder.name}.damaged-{time.time_ns()}")
-            folder.rename(aside)
-            warnings.warn(f"artifact {folder} is damaged ({error}); set aside as {aside.name}, computing it again", stacklevel=2)
-            return None
+            return self._read(key)
+        except _DAMAGE:
+            with self._lock(key):
+                return self._find_locked(key)
 
     def get_or_compute(self, key: Key, compute: Callable[[CheckpointSlot], Payload]) -> tuple[Artifact, bool]:
         """Return the artifact of `key` and whether it was computed now.
@@ -184,22 +185,53 @@ class ArtifactStore:
         Raises:
             InputError: the store cannot be written (read-only, no space left).
         """
-        found = self.find(key)
-        if found is not None:
-            return found, False
-        locks = self.root / "locks"
-        with readable_os_error(self.root):
-            locks.mkdir(exist_ok=True)
-        with FileLock(locks / f"{key.stage}-{key.digest}.lock"):
-            found = self.find(key)
+        # looked at before the lock is taken, so that what a read-only store holds can be used
+        with suppress(*_DAMAGE):
+            found = self._read(key)
             if found is not None:
                 return found, False
+        with self._lock(key):
+            found = self._find_locked(key)
+            if found is not None:
+                return found, False
+            slot = CheckpointSlot(self.root / "checkpoints" / f"{key.stage}-{key.digest}.safetensors", self._checkpoint_seconds)
+            payload = compute(slot)
             with readable_os_error(self.root):
-                slot = CheckpointSlot(self.root / "checkpoints" / f"{key.stage}-{key.digest}.safetensors", self._checkpoint_seconds)
-                payload = compute(slot)
                 artifact = self._write(key, payload, slot.seconds)
                 slot.clear()
         return artifact, True
+
+    @contextmanager
+    def _lock(self, key: Key) -> Iterator[None]:
+        lock = FileLock(self.root / "locks" / f"{key.stage}-{key.digest}.lock")
+        with readable_os_error(self.root):
+            (self.root / "locks").mkdir(exist_ok=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _read(self, key: Key) -> Artifact | None:
+        folder = self.folder(key)
+        if not folder.exists():
+            return None
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["checksum"] != checksum(folder / PAYLOAD):
+            raise ValueError(f"checksum of {PAYLOAD} differs from the manifest's")
+        return Artifact(folder, manifest)
+
+    def _find_locked(self, key: Key) -> Artifact | None:
+        # only the lock's holder sets aside: another's verdict may be on a folder that has been replaced since
+        try:
+            return self._read(key)
+        except _DAMAGE as error:
+            folder = self.folder(key)
+            aside = folder.with_name(f"{folder.name}.damaged-{time.time_ns()}")
+            with readable_os_error(self.root):
+                folder.rename(aside)
+            warnings.warn(f"artifact {folder} is damaged ({error}); set aside as {aside.name}, computing it again", stacklevel=2)
+            return None
 
     def _write(self, key: Key, payload: Payload, seconds: float) -> Artifact:
         folder = self.folder(key)
@@ -210,6 +242,9 @@ class ArtifactStore:
             "seconds": round(seconds, 3),
             **provenance(),
         }
+        for left in folder.parent.glob(f".{folder.name}.*.partial"):
+            # of a writer that was killed: whoever holds the lock is the only one alive
+            shutil.rmtree(left, ignore_errors=True)
         with atomic_folder(folder) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in payload.tensors.items()},

@@ -163,15 +163,13 @@ def _dig(values: Any, name: str) -> Any:
 
 
 def _data_config(name: str, overrides: list[str] | None) -> Any:
-    from ray_ltdd.config import load_config, parse_override, validate
+    from ray_ltdd.config import load_config, override, validate
 
     if name.endswith((".yaml", ".yml")):
         return load_config(name, overrides or []).config
     values: dict[str, Any] = {"data": {"dataset": name}}
-    for override in overrides or []:
-        path, value = parse_override(override)
-        section, _, setting = path.partition(".")
-        values.setdefault(section, {})[setting] = value
+    for text in overrides or []:
+        override(values, text)
     return validate(values, "command line")
 
 

@@ -133,9 +133,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     """
     values = read_yaml(Path(path))
     origins = dict.fromkeys((name for name, _ in _leaves(values)), str(path))
-    for override in overrides:
-        name, value = parse_override(override)
-        _set(values, name.split("."), value, override)
+    for text in overrides:
+        name, value = override(values, text)
         origins = {known: origin for known, origin in origins.items() if known != name and not known.startswith(f"{name}.")}
         nested = [inner for inner, _ in _leaves(value, name + ".")] if isinstance(value, dict) and value else [name]
         origins |= dict.fromkeys(nested, "command line")
@@ -158,9 +157,7 @@ def validate(values: Mapping[str, Any], place: str, origins: Mapping[str, str] |
         inherited = {problem["loc"]: f"experts.{problem['loc'][-1]}" for problem in problems if "training" in problem["loc"]}
         known = origins or {}
         messages = dict.fromkeys(
-            f"{known.get('.'.join(map(str, problem['loc'])), place)}: {_explain(problem)}"
-            for problem in problems
-            if inherited.get(problem["loc"]) not in common
+            f"{_place(problem['loc'], known, place)}: {_explain(problem)}" for problem in problems if inherited.get(problem["loc"]) not in common
         )
         raise InputError("\n".join(messages)) from None
 
@@ -203,6 +200,17 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise InputError(f"cannot read the value of '{text}': quote it, or write it as YAML.") from None
 
 
+def override(values: dict[str, Any], text: str) -> tuple[str, Any]:
+    """Set what `text` (`a.b=value`) says in `values`, and return name and value.
+
+    Raises:
+        InputError: `text` is malformed, or goes below a single value.
+    """
+    name, value = parse_override(text)
+    _set(values, name.split("."), value, text)
+    return name, value
+
+
 def write_yaml(config: ExperimentConfig, path: Path) -> None:
     """Write all resolved settings as YAML."""
     yaml = YAML()
@@ -243,6 +251,12 @@ def _origin(name: str, origins: Mapping[str, str]) -> str:
     role, _, rest = name.partition(".training.")
     inherited = f"experts.{rest}"
     return f"experts ({origins[inherited]})" if role in _ROLES and inherited in origins else "default"
+
+
+def _place(loc: Sequence[str | int], origins: Mapping[str, str], place: str) -> str:
+    # an entry of a list comes from where the list does
+    names = (".".join(map(str, loc[:n])) for n in range(len(loc), 0, -1))
+    return next((origins[name] for name in names if name in origins), place)
 
 
 def _explain(problem: Mapping[str, Any]) -> str:

@@ -141,6 +141,8 @@ def reopen_config(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Exp
     if not path.exists():
         raise InputError(f"{folder} is no run: it has no {SETTINGS}; give a folder that `ray-ltdd run` made, such as runs/quickstart-1a2b3c4d.")
     values = read_yaml(path)
+    if not values:
+        raise InputError(f"{folder} is no run: its {SETTINGS} is empty; give a folder that `ray-ltdd run` made.")
     for section, change in changes.items():
         values[section] = {**values.get(section, {}), **change}
     return validate(values, str(path))

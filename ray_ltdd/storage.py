@@ -29,7 +29,7 @@ def readable_os_error(place: Path, setting: str = "output.root") -> Iterator[Non
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        raise _unwritable(place, setting, error.strerror or str(error), error.errno in _FULL) from error
+        raise _unwritable(place, setting, os.strerror(error.errno), error.errno in _FULL) from error
     except SafetensorError as error:
         # safetensors reports the operating system's errors as text in a class of its own
         if "No space left on device" not in str(error):

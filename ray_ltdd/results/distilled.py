@@ -56,7 +56,7 @@ def write_distilled(
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": _features(class_names)}})})
     with readable_os_error(folder):
         with atomic_file(folder / FILE) as temporary:
-            pq.write_table(table, temporary)
+            pq.write_table(table, temporary, write_page_checksum=True)
         with atomic_file(folder / CARD) as temporary:
             temporary.write_text(card)
 
@@ -113,15 +113,17 @@ def load_distilled(path: str | Path) -> DistilledDataset:
     if file is None:
         raise InputError(f"there is no distilled dataset at {path}: give a run's folder (it holds distilled/{FILE}).")
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(file, page_checksum_verification=True)
         images = [np.asarray(Image.open(io.BytesIO(entry["bytes"]))) for entry in table["image"].to_pylist()]
-        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
         logit_NK = torch.tensor(np.array(table["logits"].to_pylist(), np.float32))
         label_N = torch.tensor(table["label"].to_pylist())
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no distilled dataset or is damaged ({error}): distil it again.") from error
-    stacked = np.stack([image[None] if image.ndim == 2 else image.transpose(2, 0, 1) for image in images])
-    return DistilledDataset(torch.from_numpy(stacked), label_N, logit_NK, tuple(features["label"]["names"]))
+        stacked = np.stack([image[None] if image.ndim == 2 else image.transpose(2, 0, 1) for image in images])
+    # PIL reports a broken PNG as a SyntaxError, Arrow and numpy theirs as ValueErrors
+    except (ValueError, OSError, KeyError, TypeError, SyntaxError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file} is no distilled dataset or is damaged ({reason}): distil it again.") from error
+    return DistilledDataset(torch.from_numpy(stacked), label_N, logit_NK, tuple(names))
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ def draw_gallery(
     rows = np.unique(np.linspace(0, n_classes - 1, min(n_classes, MOST_ROWS)).round().astype(int))
     per_class = len(initial_NCHW) // n_classes
     columns = min(per_class, MOST_COLUMNS)
-    figure = Figure(figsize=(2.2 + 1.1 * columns, 1.0 + 0.55 * len(rows)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(7.0, 2.2 + 1.1 * columns), 1.0 + 0.55 * len(rows)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for axes, images, name in ((left, initial_NCHW, "initial: real crops"), (right, distilled_NCHW, "distilled")):
+    for axes, images, name in ((left, initial_NCHW, "initial images"), (right, distilled_NCHW, "distilled")):
         mosaic = _mosaic(images.numpy(), rows, per_class, columns)
         axes.imshow(mosaic, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(name, fontsize=9)

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_ltdd.errors import InputError
 from ray_ltdd.storage import atomic_file, readable_os_error
 
 SCHEMA_VERSION = 1
@@ -87,8 +88,12 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def read_rows(folder: Path) -> pa.Table:
-    """Read all rows of a results folder, each artifact once per fingerprint and method."""
-    table = pa.concat_tables([pq.read_table(path, schema=SCHEMA) for path in sorted(folder.glob("rows-*.parquet"))] or [SCHEMA.empty_table()])
+    """Read all rows of a results folder, each artifact once per fingerprint and method.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    table = pa.concat_tables([_read(path) for path in sorted(folder.glob("rows-*.parquet"))] or [SCHEMA.empty_table()])
     seen: set[tuple[str, str, str]] = set()
     keep = []
     for index, identity in enumerate(zip(*(table[name].to_pylist() for name in ("artifact", "fingerprint", "method")), strict=True)):
@@ -96,3 +101,11 @@ def read_rows(folder: Path) -> pa.Table:
             seen.add(identity)
             keep.append(index)
     return table.take(pa.array(keep, pa.int64()))
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, schema=SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the result rows {path} are damaged ({reason}): remove the file and run the same command again.") from error

@@ -158,7 +158,7 @@ def run_recover(
         name=f"classes {span(place.classes)}",
     )
     state = recover.recover_wave(shared.settings, problem, state, place.last_step, slot, advance)
-    return Payload(state.tensors(), {"classes": list(place.classes), "step": state.step, "loss": state.loss})
+    return Payload(state.tensors(), {"classes": list(place.classes), "step": state.step, "loss": state.loss if state.step else None})
 
 
 def _observation(bench: Workbench, shared: RecoveryInputs) -> Observation:
