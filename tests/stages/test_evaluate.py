@@ -224,7 +224,7 @@ def mean(values):
 def test_scores_against_a_loop(n, n_classes, seed):
     """More images than a pass holds, classes and groups without test images, and fewer classes than five."""
     rng = np.random.default_rng(seed)
-    label_N, logit_NK = rng.integers(0, n_classes, n).tolist(), rng.normal(size=(n, n_classes)).round(3)
+    label_N, logit_NK = rng.integers(0, n_classes, n).tolist(), rng.normal(size=(n, n_classes)).astype(np.float32)
     groups = rng.choice(["many", "medium", "few"], n_classes).tolist()
     payload = score(Lookup(torch.tensor(logit_NK).float()), numbered_bank(label_N), n_classes, groups, BACKEND)
     ranked_NK = [sorted(range(n_classes), key=lambda k, row=row: -row[k]) for row in logit_NK]
