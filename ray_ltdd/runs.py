@@ -280,8 +280,9 @@ def notes(run: Run, distilled: Distilled) -> list[str]:
     for role, expert in (("observer", distilled.observer), *(("teacher", teacher) for teacher in distilled.teachers)):
         accuracy = expert.artifact.record["training_accuracy_K"]
         weak = [names[k] for k, value in enumerate(accuracy) if value <= 1 / len(names)]
-        if weak:
-            found.append(f"the {role} is at or below chance on its own training images of {', '.join(weak)}: train it longer (experts.epochs).")
+        if weak and not (role == "teacher" and expert.artifact.digest == distilled.observer.artifact.digest):
+            shown = ", ".join(weak[:8]) + (f" and {len(weak) - 8} more classes" if len(weak) > 8 else "")
+            found.append(f"the {role} is at or below chance on its own training images of {shown}: train it longer (experts.epochs).")
     threshold = run.config.select_crops.confidence_threshold
     below = sum(sum(artifact.record.get("n_below_threshold", [])) for artifact in distilled.initial)
     total = run.config.distill.images_per_class * len(names)

@@ -15,6 +15,8 @@ import pytest
 from commands import checksums, cli, command, environment, tiny_run
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ALWAYS_SAVED = "output.checkpoint_seconds=0"
 
 
@@ -41,7 +43,6 @@ def disturb(output: Path, stage: str, number: signal.Signals, delay: float = 0.0
     return process
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["experts", "recover", "students"])
 def test_killed_and_continued_gives_the_same_bytes(undisturbed, tmp_path, stage):
     process = disturb(tmp_path, stage, signal.SIGKILL)
@@ -53,7 +54,6 @@ def test_killed_and_continued_gives_the_same_bytes(undisturbed, tmp_path, stage)
     assert not list((tmp_path / "store" / "checkpoints").iterdir()) and not list(tmp_path.rglob("*.partial*"))
 
 
-@pytest.mark.slow
 def test_ctrl_c_is_one_sentence_and_the_run_goes_on(undisturbed, tmp_path):
     process = disturb(tmp_path, "students", signal.SIGINT)
     errors = process.stderr.read()
@@ -97,7 +97,6 @@ def refusal(tmp_path: Path, *overrides: str) -> str:
     return lines[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -118,7 +117,6 @@ def test_bad_settings(tmp_path, overrides, sentence):
     assert sentence in refusal(tmp_path, *overrides)
 
 
-@pytest.mark.slow
 def test_bad_files(tmp_path, image_folder):
     folder = ("data.dataset=image_folder", f"data.path={image_folder}", "data.image_size=16")
     good = (image_folder / "train" / "dog" / "0.png").read_bytes()
@@ -139,7 +137,6 @@ def test_bad_files(tmp_path, image_folder):
     assert str(parquet / "train.parquet") in refusal(tmp_path, *given)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("options", "reason"), [("size=64k", "No space left on device"), ("ro", "Read-only file system")])
 def test_bad_disks(tmp_path, options, reason):
     mount = tmp_path / "mount"

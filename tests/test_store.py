@@ -78,6 +78,7 @@ def wait_for(path: Path, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_computes(tmp_path):
     processes = [writer(tmp_path) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
