@@ -68,6 +68,14 @@ class Backend:
         """Drop compiled graphs: torch gives up compiling a function after a few versions of it, and every task brings its own."""
         torch.compiler.reset()
 
+    def describe(self) -> dict[str, str]:
+        """Plain data for the result rows."""
+        return {
+            "device": str(self.device),
+            "precision": str(self.dtype).removeprefix("torch."),
+            "compile": self.compiles,
+        }
+
 
 @torch.no_grad()
 def forward_flops(module: torch.nn.Module, channels: int, image_size: int) -> float:
