@@ -23,6 +23,7 @@ from ray_ltdd.compute import ComputeConfig
 from ray_ltdd.data.prepare import DataConfig
 from ray_ltdd.data.split import SplitConfig
 from ray_ltdd.errors import InputError
+from ray_ltdd.placement import ClusterConfig
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.evaluate import EvaluateConfig
@@ -74,6 +75,7 @@ class ExperimentConfig(Settings):
     relabel: RelabelConfig = Field(default_factory=RelabelConfig, description="soft labels and the student's views")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="students and baselines")
     compute: ComputeConfig = Field(default_factory=ComputeConfig, description="device, precision, compilation")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="who computes, and where")
     output: OutputConfig = Field(default_factory=OutputConfig, description="folders")
 
     @model_validator(mode="before")
@@ -99,10 +101,10 @@ class ExperimentConfig(Settings):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (first 12 hex digits) of everything but names and folders: equal fingerprints mean the same experiment."""
-        settings = self.model_dump(
-            mode="json",
-            exclude={"name": True, "output": True, "data": {"root", "path"}, "compute": {"threads", "device"}},
-        )
+        places = {"name": True, "output": True, "cluster": True, "data": {"root", "path"}, "compute": {"threads", "device"}}
+        settings = self.model_dump(mode="json", exclude=places)
+        if self.cluster.expert_workers > 1:
+            settings["expert_workers"] = self.cluster.expert_workers
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

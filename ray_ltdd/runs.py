@@ -17,7 +17,6 @@ import torch
 
 from ray_ltdd import pipeline
 from ray_ltdd.artifacts import Artifact, ArtifactStore, Key
-from ray_ltdd.compute import resolve_backend
 from ray_ltdd.config import ExperimentConfig, read_yaml, validate, write_yaml
 from ray_ltdd.data.groups import shot_groups
 from ray_ltdd.data.prepare import prepare_dataset
@@ -33,7 +32,7 @@ from ray_ltdd.results.summary import TITLES, Outcome, aggregate
 from ray_ltdd.seeding import derive_seed
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.storage import atomic_file, readable_os_error
-from ray_ltdd.workbench import Workbench, load_split, split_payload
+from ray_ltdd.workbench import Workbench, WorkbenchSpec, split_payload
 
 SPLIT_VERSION = 1
 SETTINGS = "settings.yaml"
@@ -114,7 +113,7 @@ def open_run(config: ExperimentConfig, reporter: Reporter, folder: Path | None =
         config.split.seed,
     )
     split, _ = store.get_or_compute(split_key, lambda slot: split_payload(draw_split(config.split, prepared)))
-    bench = Workbench(prepared, load_split(split), resolve_backend(config.compute))
+    bench = WorkbenchSpec(prepared, split, config.compute).open()
     return Run(config, folder, bench, InlineExecutor(store, bench, reporter))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ray_ltdd.artifacts import Artifact, Payload
-from ray_ltdd.compute import Backend, forward_flops
+from ray_ltdd.compute import Backend, ComputeConfig, forward_flops, resolve_backend
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.data.prepared import PreparedDataset
 from ray_ltdd.data.split import LongTailedSplit
@@ -61,6 +61,29 @@ class TrainedExpert:
     model: ModelConfig
 
 
+@dataclass(frozen=True)
+class WorkbenchSpec:
+    """What another process needs to set up the same workbench. Small and picklable: paths, no pixels.
+
+    Attributes:
+        prepared: the decoded dataset.
+        split: artifact of the split.
+        compute: device, precision, compilation; "auto" is resolved where the workbench stands.
+    """
+
+    prepared: PreparedDataset
+    split: Artifact
+    compute: ComputeConfig
+
+    def open(self) -> "Workbench":
+        """Set it up.
+
+        Raises:
+            InputError: CUDA is asked for and not there.
+        """
+        return Workbench(self.prepared, load_split(self.split), resolve_backend(self.compute), self)
+
+
 @dataclass
 class Workbench:
     """The dataset, its split and the device; banks and experts are loaded at first use and kept.
@@ -69,11 +92,13 @@ class Workbench:
         prepared: the decoded dataset.
         split: the long-tailed split all stages use.
         backend: device, precision, compilation.
+        spec: how another process sets up the same one.
     """
 
     prepared: PreparedDataset
     split: LongTailedSplit
     backend: Backend
+    spec: WorkbenchSpec
     _banks: dict[str, ImageBank] = field(default_factory=dict)
     _experts: dict[str, Expert] = field(default_factory=dict)
     _functions: dict[tuple[str, ...], Any] = field(default_factory=dict)

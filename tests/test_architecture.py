@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors", "settings", "seeding", "openmp"},
     {"storage"},
-    {"artifacts", "compute", "sharding"},
+    {"artifacts", "compute", "sharding", "placement"},
     {"executor"},
     {"data", "models"},
     {"statistics"},

@@ -15,7 +15,11 @@ from ray_ltdd.workbench import TrainedExpert, Workbench
 
 def expert_task(config: ExperimentConfig, bench: Workbench, expert: experts.ExpertConfig) -> Task:
     """Stage 1. Two roles with equal settings have equal keys: one expert serves both."""
-    settings = {"model": expert.model, "training": expert.training, "member": expert.member}
+    # the floor decides whether a trained expert is accepted, not what it learns: who lowers it goes on from the last checkpoint
+    training = expert.training.model_dump(mode="json", exclude={"accuracy_floor"})
+    settings = {"model": expert.model, "training": training, "member": expert.member}
+    if config.cluster.expert_workers > 1:
+        settings["workers"] = config.cluster.expert_workers
     stage_key = key(config, "experts", experts.VERSION, settings, {"split": bench.split.fingerprint})
     n_steps = max(len(bench.split.train_index_N) // expert.training.batch_size, 1)
     n_images = 2 * expert.training.batch_size * n_steps * expert.training.epochs
