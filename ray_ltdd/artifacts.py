@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save, save_file
 
 from ray_ltdd.storage import atomic_file, atomic_folder, readable_os_error
@@ -76,17 +77,31 @@ class Payload:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Artifact:
-    """A stored artifact, read lazily. Small and picklable: send this, not the tensors."""
+    """A stored artifact, read lazily. Pickles as its folder's path: send this, not the tensors."""
 
-    folder: Path
-    manifest: Mapping[str, Any]
+    def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
+        """Args: its folder in the store; the manifest, when it is known already."""
+        self.folder = folder
+        if manifest is not None:
+            self.__dict__["manifest"] = manifest
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Artifact, (self.folder,)
+
+    def __repr__(self) -> str:
+        return f"Artifact({str(self.folder)!r})"
+
+    @cached_property
+    def manifest(self) -> Mapping[str, Any]:
+        """What stands beside the payload."""
+        manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+        return manifest
 
     @property
     def digest(self) -> str:
         """The digest of its key."""
-        return str(self.manifest["digest"])
+        return self.folder.name
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -98,9 +113,17 @@ class Artifact:
         """Wall seconds it took to compute, summed over interrupted attempts."""
         return float(self.manifest["seconds"])
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Read the tensors, on the CPU."""
-        return load_file(self.folder / PAYLOAD)
+    @property
+    def n_bytes(self) -> int:
+        """Size of its payload on disk."""
+        return (self.folder / PAYLOAD).stat().st_size
+
+    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Read the tensors whose names begin with `prefix`, on the CPU; the others are not read from disk."""
+        if not prefix:
+            return load_file(self.folder / PAYLOAD)
+        with safe_open(self.folder / PAYLOAD, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118  the file is no mapping
 
 
 class CheckpointSlot:
@@ -169,6 +192,10 @@ class ArtifactStore:
         """Where the artifact of `key` is or would be."""
         return self.root / key.stage / key.digest
 
+    def checkpoint(self, key: Key) -> Path:
+        """The file a computation of `key` keeps its resumable state in."""
+        return self.root / "checkpoints" / f"{key.stage}-{key.digest}.safetensors"
+
     def find(self, key: Key) -> Artifact | None:
         """Return the artifact of `key`, or None. A damaged one is set aside with a warning."""
         try:
@@ -194,7 +221,7 @@ class ArtifactStore:
             found = self._find_locked(key)
             if found is not None:
                 return found, False
-            slot = CheckpointSlot(self.root / "checkpoints" / f"{key.stage}-{key.digest}.safetensors", self._checkpoint_seconds)
+            slot = CheckpointSlot(self.checkpoint(key), self._checkpoint_seconds)
             payload = compute(slot)
             with readable_os_error(self.root):
                 artifact = self._write(key, payload, slot.seconds)

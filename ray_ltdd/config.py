@@ -101,8 +101,10 @@ class ExperimentConfig(Settings):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (first 12 hex digits) of everything but names and folders: equal fingerprints mean the same experiment."""
-        places = {"name": True, "output": True, "cluster": True, "data": {"root", "path"}, "compute": {"threads", "device"}}
-        settings = self.model_dump(mode="json", exclude=places)
+        settings = self.model_dump(
+            mode="json",
+            exclude={"name": True, "output": True, "cluster": True, "data": {"root", "path"}, "compute": {"threads", "device"}},
+        )
         if self.cluster.expert_workers > 1:
             settings["expert_workers"] = self.cluster.expert_workers
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

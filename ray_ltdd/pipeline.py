@@ -1,7 +1,7 @@
 """The method on one screen: the stages in the paper's order, given an executor."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_ltdd.artifacts import Artifact
 from ray_ltdd.config import ExperimentConfig
@@ -10,7 +10,7 @@ from ray_ltdd.sharding import work_units
 from ray_ltdd.tasks import distil as distilling
 from ray_ltdd.tasks import recovery
 from ray_ltdd.tasks import students as testing
-from ray_ltdd.tasks.recovery import RecoveryInputs, WavePlace
+from ray_ltdd.tasks.recovery import RecoveryInputs, UnitInputs, WavePlace
 from ray_ltdd.tasks.students import Source
 from ray_ltdd.workbench import TrainedExpert, Workbench
 
@@ -78,29 +78,35 @@ def recover_waves(
 ) -> list[list[Artifact]]:
     """Stage 4: all units do the same part of the same wave, then exchange their class moments. Returns each wave's final states, unit by unit."""
     ipc, settings = config.distill.images_per_class, config.recover
-    shared = RecoveryInputs(settings, config.calibrate, observer, tuple(moments), tuple(units), ipc, config.seed)
+    (target,) = executor.compute("Calibrate", [recovery.target_task(config, units, moments)])
+    shared = RecoveryInputs(settings, config.calibrate, observer, target, ipc * sum(map(len, units)), ipc, config.seed)
     n_waves = settings.n_waves(len(units[0]), ipc)
-    ends = [*range(settings.exchange_every, settings.steps, settings.exchange_every), settings.steps] if len(units) > 1 else [settings.steps]
+    exchanges = range(settings.exchange_every, settings.steps, settings.exchange_every) if len(units) > 1 else ()
     waves = []
     for wave in range(n_waves):
-        states: list[Artifact] = []
-        exchanged: list[Artifact] = []
+        inputs = [UnitInputs(*artifacts) for artifacts in zip(initial, moments, strict=True)]
         if len(units) > 1:
-            places = [WavePlace(unit, wave, n_waves, 0) for unit in units]
-            exchanged = executor.compute(
-                "Recover",
-                [recovery.initial_moments_task(config, shared, p, i) for p, i in zip(places, initial, strict=True)],
-            )
-        for end in ends:
-            places = [WavePlace(unit, wave, n_waves, end) for unit in units]
-            before: Sequence[Artifact | None] = states or [None] * len(units)
-            states = executor.compute(
-                "Recover",
-                [recovery.recover_task(config, shared, p, i, b, exchanged) for p, i, b in zip(places, initial, before, strict=True)],
-            )
-            exchanged = states if len(units) > 1 else []
+            starts = [
+                recovery.initial_moments_task(config, shared, WavePlace(unit, wave, n_waves, 0), images)
+                for unit, images in zip(units, initial, strict=True)
+            ]
+            inputs = exchange(config, executor, target, inputs, executor.compute("Recover", starts))
+        for end in (*exchanges, settings.steps):
+            parts = [recovery.recover_task(config, shared, WavePlace(unit, wave, n_waves, end), own) for unit, own in zip(units, inputs, strict=True)]
+            states = executor.compute("Recover", parts)
+            if end < settings.steps:
+                inputs = [replace(own, previous=state) for own, state in zip(inputs, states, strict=True)]
+                inputs = exchange(config, executor, target, inputs, states)
         waves.append(states)
     return waves
+
+
+def exchange(
+    config: ExperimentConfig, executor: Executor, target: Artifact, inputs: Sequence[UnitInputs], states: Sequence[Artifact]
+) -> list[UnitInputs]:
+    """Tell every unit where all classes stand."""
+    (exchanged,) = executor.compute("Recover", [recovery.exchange_task(config, target, states)])
+    return [replace(own, own=state, exchanged=exchanged) for own, state in zip(inputs, states, strict=True)]
 
 
 def evaluate(config: ExperimentConfig, bench: Workbench, executor: Executor, distilled: Distilled) -> Scores:

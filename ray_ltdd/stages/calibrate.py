@@ -16,11 +16,11 @@ from ray_ltdd.models.monitor import LAYER_TYPES, MonitorKind
 from ray_ltdd.seeding import generator
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.progress import Advance, silent
-from ray_ltdd.statistics.alignment import LayerTarget
+from ray_ltdd.statistics.alignment import LayerTarget, Moments
 from ray_ltdd.statistics.moments import ClassMoments
 from ray_ltdd.statistics.observe import Observation
 from ray_ltdd.statistics.schedules import MomentumConfig
-from ray_ltdd.statistics.targets import ClassWeights, VarianceReading, class_weights, mixture_moments
+from ray_ltdd.statistics.targets import ClassTensors, ClassWeights, VarianceReading
 
 VERSION = 1
 
@@ -126,37 +126,20 @@ def _padded_pass(pieces: list[tuple[torch.Tensor, int]], batch_size: int) -> tup
     return torch.cat([position, position[-1:].expand(n_free)]), torch.cat([row, torch.full((n_free,), -1)])
 
 
-def join_classes(parts: Sequence[tuple[Sequence[int], dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
-    """Put the units' tensors, whose rows are classes, together in class order: [K, ...] of each unit to [A, ...]."""
-    order = torch.tensor([label for classes, _ in parts for label in classes]).argsort()
-    return {name: torch.cat([tensors[name] for _, tensors in parts])[order] for name in parts[0][1]}
-
-
 def alignment_targets(
-    config: CalibrateConfig,
-    moments: dict[str, torch.Tensor],
-    layers: Sequence[str],
-    classes: Sequence[int],
-    first_layer_weight: float,
-    device: torch.device,
+    moments: ClassTensors, target: ClassTensors, layers: Sequence[str], first_layer_weight: float, device: torch.device
 ) -> list[LayerTarget]:
-    """Make the targets of a work unit from all classes' moments, one a layer.
+    """Make the targets of a work unit, one a layer, in float32.
 
     Args:
-        config: class weights and reading of the variance.
-        moments: of all classes, float64 [A, F], as `join_classes` gives them.
+        moments: of the unit's classes, float64 [K, F].
+        target: the global one, float64 [F].
         layers: names in forward order.
-        classes: the unit's.
         first_layer_weight: weight of the first layer; the others weigh 1.
         device: of the targets.
     """
-    weight_A = class_weights(config.class_weights, moments["count"], config.beta)
-    rows = torch.tensor(list(classes))
-    targets = []
-    for index, name in enumerate(layers):
-        mean_AF, var_AF = moments[f"{name}/mean"], moments[f"{name}/var"]
-        mean_F, var_F = mixture_moments(mean_AF, var_AF, weight_A, config.variance)
-        own = (mean_AF[rows].float().to(device), var_AF[rows].float().to(device))
-        whole = (mean_F.float().to(device), var_F.float().to(device))
-        targets.append(LayerTarget(own, whole, first_layer_weight if index == 0 else 1.0))
-    return targets
+
+    def pair(tensors: ClassTensors, name: str) -> Moments:
+        return tensors[f"{name}/mean"].float().to(device), tensors[f"{name}/var"].float().to(device)
+
+    return [LayerTarget(pair(moments, name), pair(target, name), first_layer_weight if i == 0 else 1.0) for i, name in enumerate(layers)]

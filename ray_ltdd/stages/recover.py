@@ -5,7 +5,7 @@
 A work unit is a fixed group of classes. It goes through its images in waves of a fixed size, each optimised to its end from a fresh state, so memory
 does not grow with the images per class. All units do the same part of the same wave, then exchange their class moments for the global term.
 
-Legend: N images of a wave, K classes of the unit, A all classes, F channels, C H W.
+Legend: N images of a wave, K classes of the unit, F channels, C H W.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from ray_ltdd.seeding import generator
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.optimize import cosine_with_warmup, set_rate
 from ray_ltdd.stages.progress import Advance, silent
-from ray_ltdd.statistics.alignment import LayerTarget, Moments, SmoothedMoments, class_alignment, global_alignment
+from ray_ltdd.statistics.alignment import ClassSums, LayerTarget, Moments, SmoothedMoments, class_alignment, global_alignment
 from ray_ltdd.statistics.moments import pool_by_class
 from ray_ltdd.statistics.observe import Observation
 from ray_ltdd.statistics.targets import VarianceReading
 
-VERSION = 1
+VERSION = 2
 
 
 class RecoverConfig(Settings):
@@ -78,10 +78,7 @@ class WaveState:
     def tensors(self) -> dict[str, torch.Tensor]:
         """As named tensors, to be stored."""
         numbers = torch.tensor([self.step, self.best, self.waited, self.loss], dtype=torch.float64)
-        state = {"image": self.image, "first": self.first, "second": self.second, "numbers": numbers}
-        for index, (mean_KF, var_KF) in enumerate(self.smoothed or []):
-            state |= {f"smoothed/{index}/mean": mean_KF, f"smoothed/{index}/var": var_KF}
-        return state
+        return {"image": self.image, "first": self.first, "second": self.second, "numbers": numbers, **smoothed_tensors(self.smoothed or [])}
 
 
 def start_wave(image_NCHW: torch.Tensor) -> WaveState:
@@ -89,12 +86,22 @@ def start_wave(image_NCHW: torch.Tensor) -> WaveState:
     return WaveState(image_NCHW, torch.zeros_like(image_NCHW), torch.zeros_like(image_NCHW))
 
 
+def smoothed_tensors(smoothed: Sequence[Moments]) -> dict[str, torch.Tensor]:
+    """Class moments as named tensors."""
+    return {f"smoothed/{i}/{name}": value_KF for i, pair in enumerate(smoothed) for name, value_KF in zip(("mean", "var"), pair, strict=True)}
+
+
+def load_smoothed(tensors: dict[str, torch.Tensor]) -> list[Moments]:
+    """Return what `smoothed_tensors` named; other tensors are passed over."""
+    n_layers = sum(name.startswith("smoothed/") for name in tensors) // 2
+    return [(tensors[f"smoothed/{i}/mean"], tensors[f"smoothed/{i}/var"]) for i in range(n_layers)]
+
+
 def load_wave(tensors: dict[str, torch.Tensor], device: torch.device) -> WaveState:
     """Return what `WaveState.tensors` stored."""
     step, best, waited, loss = tensors["numbers"].tolist()
     on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
-    n_layers = sum(name.startswith("smoothed/") for name in tensors) // 2
-    smoothed = [(on_device[f"smoothed/{i}/mean"], on_device[f"smoothed/{i}/var"]) for i in range(n_layers)]
+    smoothed = load_smoothed(on_device)
     return WaveState(
         on_device["image"],
         on_device["first"],
@@ -116,7 +123,7 @@ class UnitProblem:
         classes: the unit's K classes.
         label_N: int64, the class of every image of the wave.
         targets: one a layer.
-        others: all classes' synthetic moments as last exchanged, one pair [A, F] a layer; the unit's own rows are not used.
+        others: sums over the classes of all other units as last exchanged, one a layer.
         variance: reading of the global variance, as in the targets.
         pixel_scale: the images' standard deviation, which turns `learning_rate` into pixels.
         seed: of the crops, together with the step.
@@ -127,7 +134,7 @@ class UnitProblem:
     classes: Sequence[int]
     label_N: torch.Tensor
     targets: list[LayerTarget]
-    others: list[Moments]
+    others: list[ClassSums]
     variance: VarianceReading
     pixel_scale: float
     seed: int
@@ -149,8 +156,7 @@ def recovery_loss(config: RecoverConfig, problem: UnitProblem, image_NCHW: torch
     """The loss of one step on already augmented images; `smoothing` takes in their moments. A scalar."""
     logit_NK, batch = synthetic_moments(problem.observe, image_NCHW, problem.label_N, problem.classes)
     synthetic = smoothing.update(batch)
-    own_A = torch.tensor(list(problem.classes), device=problem.label_N.device)
-    whole = global_alignment(synthetic, problem.others, problem.targets, own_A, problem.variance)
+    whole = global_alignment(synthetic, problem.others, problem.targets, problem.variance)
     alignment = config.global_weight * whole + config.class_weight * class_alignment(synthetic, problem.targets)
     return config.alignment_weight * alignment + config.cross_entropy_weight * F.cross_entropy(logit_NK, problem.label_N)
 

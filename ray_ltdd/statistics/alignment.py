@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ray_ltdd.statistics.targets import VarianceReading, mixture_moments
+from ray_ltdd.statistics.targets import VarianceReading
 
 Moments = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,6 +25,43 @@ class LayerTarget:
     class_moments: Moments
     global_moments: Moments
     weight: float
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """What the global term must know of a set of classes in one layer: sums, as large for a thousand classes as for one.
+
+    Attributes:
+        shift_F: sum over classes of mean_c - origin, [F]; the origin is the global target's mean.
+        square_F: sum of (mean_c - origin)^2, [F].
+        var_F: sum of var_c, [F].
+        n_classes: how many.
+    """
+
+    shift_F: torch.Tensor
+    square_F: torch.Tensor
+    var_F: torch.Tensor
+    n_classes: int
+
+    @classmethod
+    def of(cls, mean_KF: torch.Tensor, var_KF: torch.Tensor, origin_F: torch.Tensor) -> "ClassSums":
+        """Sum over K classes, in the moments' type. Gradients flow."""
+        shift_KF = mean_KF - origin_F
+        return cls(shift_KF.sum(0), shift_KF.square().sum(0), var_KF.sum(0), len(mean_KF))
+
+    def plus(self, other: "ClassSums", sign: int = 1) -> "ClassSums":
+        """The sums over both sets of classes; with sign -1, over those of this set that are not in `other`."""
+        return ClassSums(
+            self.shift_F + sign * other.shift_F,
+            self.square_F + sign * other.square_F,
+            self.var_F + sign * other.var_F,
+            self.n_classes + sign * other.n_classes,
+        )
+
+    def to(self, device: torch.device) -> "ClassSums":
+        """As float32 on the device."""
+        shift_F, square_F, var_F = (sum_F.float().to(device) for sum_F in (self.shift_F, self.square_F, self.var_F))
+        return ClassSums(shift_F, square_F, var_F, self.n_classes)
 
 
 class SmoothedMoments:
@@ -61,32 +98,32 @@ def class_alignment(synthetic: list[Moments], targets: list[LayerTarget]) -> tor
     return total
 
 
-def global_alignment(
-    synthetic: list[Moments],
-    others: list[Moments],
-    targets: list[LayerTarget],
-    own_A: torch.Tensor,
-    variance: VarianceReading,
-) -> torch.Tensor:
+def global_alignment(synthetic: list[Moments], others: list[ClassSums], targets: list[LayerTarget], variance: VarianceReading) -> torch.Tensor:
     """The global term: sum over layers of w_l * (|mean_S - mean_D|_2 + |var_S - var_D|_2). A scalar.
 
     S is class-balanced, so its moments are the uniform mixture of its classes': the unit's own with their gradient, the others' as last exchanged.
 
     Args:
         synthetic: the unit's moments, one pair [K, F] a layer.
-        others: all classes' moments as last exchanged, one pair [A, F] a layer; the rows of the unit's own classes are not used.
+        others: sums over the classes of all other units as last exchanged, one a layer, with the target's mean as origin.
         targets: one a layer.
-        own_A: int64 [K], the rows of the unit's classes in `others`.
         variance: how class variances make a global one; the same reading as in the target.
     """
-    total = torch.zeros((), device=own_A.device)
-    for (mean_KF, var_KF), (mean_AF, var_AF), target in zip(synthetic, others, targets, strict=True):
-        weight_A = torch.full((len(mean_AF),), 1 / len(mean_AF), device=mean_AF.device)
-        mean_F, var_F = mixture_moments(mean_AF.index_copy(0, own_A, mean_KF), var_AF.index_copy(0, own_A, var_KF), weight_A, variance)
-        total = total + target.weight * (_distance(mean_F, target.global_moments[0]) + _distance(var_F, target.global_moments[1]))
+    total = torch.zeros((), device=synthetic[0][0].device)
+    for (mean_KF, var_KF), rest, target in zip(synthetic, others, targets, strict=True):
+        whole = rest.plus(ClassSums.of(mean_KF, var_KF, target.global_moments[0]))
+        gap_F, var_F = whole.shift_F / whole.n_classes, whole.var_F / whole.n_classes
+        if variance == "mixture":
+            # sum_c (mean_c - mean)^2 / n, about the target's mean instead of their own
+            var_F = var_F + whole.square_F / whole.n_classes - gap_F.square()
+        total = total + target.weight * (_norm(gap_F) + _distance(var_F, target.global_moments[1]))
     return total
 
 
 def _distance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    # the norm's gradient at exactly zero distance would be NaN
-    return (first - second).square().sum(-1).add(1e-12).sqrt()
+    return _norm(first - second)
+
+
+def _norm(gap: torch.Tensor) -> torch.Tensor:
+    # the norm's gradient at exactly zero would be NaN
+    return gap.square().sum(-1).add(1e-12).sqrt()

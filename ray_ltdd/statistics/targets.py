@@ -1,14 +1,17 @@
 """From class moments to one global target (Eq. 9) and what else it could be.
 
-Legend: K classes, F channels.
+Legend: K classes of a part, A all classes, F channels.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 
 ClassWeights = Literal["uniform", "sample", "effective_number"]
 VarianceReading = Literal["mean_of_classes", "mixture"]
+ClassTensors = dict[str, torch.Tensor]
+ClassPart = tuple[Sequence[int], ClassTensors]
 
 
 def class_weights(kind: ClassWeights, count_K: torch.Tensor, beta: float = 0.999) -> torch.Tensor:
@@ -30,17 +33,25 @@ def class_weights(kind: ClassWeights, count_K: torch.Tensor, beta: float = 0.999
     return weight_K / weight_K.sum()
 
 
-def mixture_moments(
-    mean_KF: torch.Tensor, var_KF: torch.Tensor, weight_K: torch.Tensor, variance: VarianceReading
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and variance over the classes, [F] each. Gradients flow.
+@torch.no_grad()
+def mixture_moments(parts: Callable[[], Iterable[ClassPart]], weight_A: torch.Tensor, variance: VarianceReading) -> ClassTensors:
+    """Return mean and variance over all classes, `LAYER/mean` and `LAYER/var`, float64 [F], part after part: no two parts are held together.
 
     mean = sum_c w_c mean_c. The variance is, literally as in Eq. 9, `mean_of_classes` = sum_c w_c var_c; or that of the `mixture`, which adds
     sum_c w_c (mean_c - mean)^2, the law of total variance: what a batch with class shares w really has.
+
+    Args:
+        parts: gives pairs of classes and their moments (`LAYER/mean`, `LAYER/var`, float64 [K, F]) in a fixed order, as often as it is called.
+        weight_A: the classes' weights, float64 [A].
+        variance: how the variance is read.
     """
-    weight = weight_K.to(mean_KF.dtype)
-    mean_F = weight @ mean_KF
-    var_F = weight @ var_KF
+    whole: ClassTensors = {}
+    for classes, moments in parts():
+        for name, value_KF in moments.items():
+            whole[name] = whole.get(name, 0) + weight_A[list(classes)] @ value_KF
     if variance == "mixture":
-        var_F = var_F + weight @ (mean_KF - mean_F).square()
-    return mean_F, var_F
+        for classes, moments in parts():
+            for name, mean_KF in moments.items():
+                if name.endswith("/mean"):
+                    whole[f"{name.removesuffix('mean')}var"] += weight_A[list(classes)] @ (mean_KF - whole[name]).square()
+    return whole

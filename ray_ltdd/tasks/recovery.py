@@ -1,7 +1,8 @@
 """Stage 4: recovery, in parts of waves of work units, and the distilled images they end in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
@@ -11,7 +12,9 @@ from ray_ltdd.executor import Task
 from ray_ltdd.seeding import derive_seed
 from ray_ltdd.stages import calibrate, recover
 from ray_ltdd.stages.progress import Advance
+from ray_ltdd.statistics.alignment import ClassSums
 from ray_ltdd.statistics.observe import Observation
+from ray_ltdd.statistics.targets import ClassPart, class_weights, mixture_moments
 from ray_ltdd.tasks.keys import joint_digest, key, span
 from ray_ltdd.workbench import TrainedExpert, Workbench
 
@@ -33,13 +36,13 @@ class WavePlace:
 
 @dataclass(frozen=True)
 class RecoveryInputs:
-    """What every part of recovery reads.
+    """What every part of recovery reads. As large for a thousand units as for one.
 
     Attributes:
         settings, calibrate: the two stages' settings.
         observer: whose statistics are matched.
-        moments: the real set's class moments, one artifact a unit.
-        units: the classes of each, in the same order.
+        target: the global target.
+        n_images: of the whole distilled set.
         images_per_class: IPC.
         seed: the run's.
     """
@@ -47,23 +50,72 @@ class RecoveryInputs:
     settings: recover.RecoverConfig
     calibrate: calibrate.CalibrateConfig
     observer: TrainedExpert
-    moments: tuple[Artifact, ...]
-    units: tuple[tuple[int, ...], ...]
+    target: Artifact
+    n_images: int
     images_per_class: int
     seed: int
 
     def key(self, config: ExperimentConfig, stage: str, place: WavePlace, upstream: Mapping[str, str]) -> Key:
         """The key of one part."""
-        targets = self.calibrate.model_dump(mode="json", include={"class_weights", "beta", "variance"})
         where = {
             "classes": list(place.classes),
             "wave": place.wave,
             "n_waves": place.n_waves,
             "last_step": place.last_step,
         }
-        settings = {"recover": self.settings, "targets": targets, "images_per_class": self.images_per_class, **where}
-        known = {"observer": self.observer.artifact.digest, "moments": joint_digest(self.moments)}
+        settings = {"recover": self.settings, "images_per_class": self.images_per_class, **where}
+        known = {"observer": self.observer.artifact.digest, "target": self.target.digest}
         return key(config, stage, recover.VERSION, settings, {**known, **upstream})
+
+
+@dataclass(frozen=True)
+class UnitInputs:
+    """What one unit's recovery reads.
+
+    Attributes:
+        initial: its initial images.
+        moments: the real set's moments of its classes.
+        previous: the wave's state after the part before; None at its start.
+        own: where the unit's own moments stand as last exchanged; None with a single unit.
+        exchanged: sums over all classes' moments; None with a single unit.
+    """
+
+    initial: Artifact
+    moments: Artifact
+    previous: Artifact | None = None
+    own: Artifact | None = None
+    exchanged: Artifact | None = None
+
+    def upstream(self) -> dict[str, str]:
+        """Digests by role."""
+        named = {"initial": self.initial, "moments": self.moments, "previous": self.previous, "exchanged": self.exchanged}
+        return {role: artifact.digest if artifact else "" for role, artifact in named.items()}
+
+
+def target_task(config: ExperimentConfig, units: Sequence[tuple[int, ...]], moments: Sequence[Artifact]) -> Task:
+    """The global target from all units' class moments."""
+    settings = config.calibrate.model_dump(mode="json", include={"class_weights", "beta", "variance"})
+    stage_key = key(config, "target", calibrate.VERSION, settings, {"moments": joint_digest(moments)})
+    inputs = {"settings": config.calibrate, "units": tuple(units), "moments": tuple(moments)}
+    return Task(stage_key, run_target, inputs, 0, "global target")
+
+
+def run_target(
+    bench: Workbench,
+    slot: CheckpointSlot,
+    advance: Advance,
+    settings: calibrate.CalibrateConfig,
+    units: tuple[tuple[int, ...], ...],
+    moments: tuple[Artifact, ...],
+) -> Payload:
+    """Mix the classes, unit after unit."""
+
+    def parts() -> Iterator[ClassPart]:
+        for unit, artifact in zip(units, moments, strict=True):
+            yield unit, {name: value for name, value in artifact.tensors().items() if name != "count"}
+
+    weight_A = class_weights(settings.class_weights, bench.count_K, settings.beta)
+    return Payload(mixture_moments(parts, weight_A, settings.variance), {"layers": moments[0].record["layers"]})
 
 
 def initial_moments_task(config: ExperimentConfig, shared: RecoveryInputs, place: WavePlace, initial: Artifact) -> Task:
@@ -85,44 +137,28 @@ def run_initial_moments(
     image_NCHW, label_N = _wave_images(bench, shared, place, initial)
     with torch.no_grad():
         _, moments = recover.synthetic_moments(_observation(bench, shared), image_NCHW, label_N, place.classes)
-    state = recover.start_wave(image_NCHW)
-    state.smoothed = moments
-    return Payload(state.tensors(), {"classes": list(place.classes)})
+    return Payload(recover.smoothed_tensors(moments), {"classes": list(place.classes)})
 
 
-def recover_task(
-    config: ExperimentConfig,
-    shared: RecoveryInputs,
-    place: WavePlace,
-    initial: Artifact,
-    previous: Artifact | None,
-    exchanged: Sequence[Artifact],
-) -> Task:
-    """Stage 4, one part of one wave of one work unit.
+def exchange_task(config: ExperimentConfig, target: Artifact, states: Sequence[Artifact]) -> Task:
+    """Sums over all units' class moments as they stand now, for the global term of the next part."""
+    stage_key = key(config, "exchange", recover.VERSION, {}, {"target": target.digest, "states": joint_digest(states)})
+    return Task(stage_key, run_exchange, {"target": target, "states": tuple(states)}, 0, "exchange of class moments")
 
-    Args:
-        config: the experiment.
-        shared: what all parts read.
-        place: which part.
-        initial: the unit's initial images.
-        previous: the wave's state after the part before; None at its start.
-        exchanged: all units' last states, whose class moments enter the global term; empty with a single unit.
-    """
-    upstream = {
-        "initial": initial.digest,
-        "previous": previous.digest if previous else "",
-        "exchanged": joint_digest(exchanged),
-    }
-    first_step = int(previous.record["step"]) if previous else 0
+
+def run_exchange(bench: Workbench, slot: CheckpointSlot, advance: Advance, target: Artifact, states: tuple[Artifact, ...]) -> Payload:
+    """Add up, unit after unit, in float64."""
+    total = reduce(lambda whole, unit: [a.plus(b) for a, b in zip(whole, unit, strict=True)], (_own_sums(target, state) for state in states))
+    sums = {f"{i}/{name}": getattr(layer, f"{name}_F") for i, layer in enumerate(total) for name in ("shift", "square", "var")}
+    return Payload(sums, {"n_classes": total[0].n_classes})
+
+
+def recover_task(config: ExperimentConfig, shared: RecoveryInputs, place: WavePlace, unit: UnitInputs) -> Task:
+    """Stage 4, one part of one wave of one work unit."""
+    first_step = int(unit.previous.record["step"]) if unit.previous else 0
     n_images = len(place.rows(shared.images_per_class)) * (place.last_step - first_step)
-    inputs = {"shared": shared, "place": place, "initial": initial, "previous": previous, "exchanged": tuple(exchanged)}
-    return Task(
-        shared.key(config, "recover", place, upstream),
-        run_recover,
-        inputs,
-        n_images,
-        f"recovery of classes {span(place.classes)}",
-    )
+    inputs = {"shared": shared, "place": place, "unit": unit}
+    return Task(shared.key(config, "recover", place, unit.upstream()), run_recover, inputs, n_images, f"recovery of classes {span(place.classes)}")
 
 
 def run_recover(
@@ -131,27 +167,25 @@ def run_recover(
     advance: Advance,
     shared: RecoveryInputs,
     place: WavePlace,
-    initial: Artifact,
-    previous: Artifact | None,
-    exchanged: tuple[Artifact, ...],
+    unit: UnitInputs,
 ) -> Payload:
     """Optimise the pixels of one part."""
-    image_NCHW, label_N = _wave_images(bench, shared, place, initial)
-    state = recover.load_wave(previous.tensors(), bench.backend.device) if previous else recover.start_wave(image_NCHW)
+    device = bench.backend.device
+    image_NCHW, label_N = _wave_images(bench, shared, place, unit.initial)
+    state = recover.load_wave(unit.previous.tensors(), device) if unit.previous else recover.start_wave(image_NCHW)
     n_before = state.step
     saved = slot.load()
     if saved is not None:
-        state = recover.load_wave(saved, bench.backend.device)
+        state = recover.load_wave(saved, device)
         advance((state.step - n_before) * len(label_N))
-    moments = calibrate.join_classes([_moments(unit, part) for unit, part in zip(shared.units, shared.moments, strict=True)])
-    layers = shared.moments[0].record["layers"]
-    targets = calibrate.alignment_targets(shared.calibrate, moments, layers, place.classes, shared.settings.first_layer_weight, bench.backend.device)
+    layers = shared.target.record["layers"]
+    targets = calibrate.alignment_targets(unit.moments.tensors(), shared.target.tensors(), layers, shared.settings.first_layer_weight, device)
     problem = recover.UnitProblem(
         observe=_observation(bench, shared),
         classes=place.classes,
         label_N=label_N,
         targets=targets,
-        others=_exchanged_moments(bench, shared, exchanged, targets),
+        others=[layer.to(device) for layer in _other_units(shared, unit, targets)],
         variance=shared.calibrate.variance,
         pixel_scale=float(bench.split.std_C.mean()),
         seed=derive_seed(shared.seed, "recover", place.classes[0], place.wave),
@@ -163,8 +197,7 @@ def run_recover(
 
 def _observation(bench: Workbench, shared: RecoveryInputs) -> Observation:
     kind = calibrate.resolve_layers(shared.calibrate, bench.expert(shared.observer))
-    n_images = sum(len(unit) for unit in shared.units) * shared.images_per_class
-    return bench.observation(shared.observer, kind, 3 * shared.settings.steps * n_images)
+    return bench.observation(shared.observer, kind, 3 * shared.settings.steps * shared.n_images)
 
 
 def _wave_images(bench: Workbench, shared: RecoveryInputs, place: WavePlace, initial: Artifact) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,19 +206,20 @@ def _wave_images(bench: Workbench, shared: RecoveryInputs, place: WavePlace, ini
     return tensors["image"][rows].to(bench.backend.device), tensors["label"][rows].to(bench.backend.device)
 
 
-def _moments(unit: tuple[int, ...], artifact: Artifact) -> tuple[tuple[int, ...], dict[str, torch.Tensor]]:
-    return unit, artifact.tensors()
+def _own_sums(target: Artifact, state: Artifact) -> list[ClassSums]:
+    origins = target.tensors()
+    smoothed = recover.load_smoothed(state.tensors("smoothed/"))
+    layers = target.record["layers"]
+    return [ClassSums.of(m.double(), v.double(), origins[f"{name}/mean"]) for name, (m, v) in zip(layers, smoothed, strict=True)]
 
 
-def _exchanged_moments(
-    bench: Workbench, shared: RecoveryInputs, exchanged: tuple[Artifact, ...], targets: Sequence[recover.LayerTarget]
-) -> list[recover.Moments]:
-    device = bench.backend.device
-    if not exchanged:
-        return [tuple(torch.zeros(bench.n_classes, m.shape[1], device=device) for m in target.class_moments) for target in targets]  # type: ignore[misc]
-    states = [recover.load_wave(artifact.tensors(), device).smoothed or [] for artifact in exchanged]
-    order = torch.tensor([label for unit in shared.units for label in unit], device=device).argsort()
-    return [tuple(torch.cat([state[layer][i] for state in states])[order] for i in (0, 1)) for layer in range(len(targets))]  # type: ignore[misc]
+def _other_units(shared: RecoveryInputs, unit: UnitInputs, targets: Sequence[recover.LayerTarget]) -> list[ClassSums]:
+    if unit.exchanged is None or unit.own is None:
+        nothing = [torch.zeros_like(target.global_moments[0]) for target in targets]
+        return [ClassSums(zero_F, zero_F, zero_F, 0) for zero_F in nothing]
+    sums, n_classes = unit.exchanged.tensors(), unit.exchanged.record["n_classes"]
+    whole = [ClassSums(sums[f"{i}/shift"], sums[f"{i}/square"], sums[f"{i}/var"], n_classes) for i in range(len(targets))]
+    return [layer.plus(own, -1) for layer, own in zip(whole, _own_sums(shared.target, unit.own), strict=True)]
 
 
 def images_task(config: ExperimentConfig, units: Sequence[tuple[int, ...]], waves: Sequence[Sequence[Artifact]]) -> Task:
@@ -207,9 +241,9 @@ def run_images(
     by_class: dict[int, list[torch.Tensor]] = {}
     for wave in waves:
         for unit, artifact in zip(units, wave, strict=True):
-            image_KNCHW = artifact.tensors()["image"].unflatten(0, (len(unit), -1))
+            image_KNCHW = recover.round_pixels(artifact.tensors("image")["image"]).unflatten(0, (len(unit), -1))
             for label, image_NCHW in zip(unit, image_KNCHW, strict=True):
                 by_class.setdefault(label, []).append(image_NCHW)
     image = torch.cat([part for k in sorted(by_class) for part in by_class[k]])
     label_N = torch.tensor([k for k in sorted(by_class) for part in by_class[k] for _ in part])
-    return Payload({"image": recover.round_pixels(image), "label": label_N})
+    return Payload({"image": image, "label": label_N})

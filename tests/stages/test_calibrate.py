@@ -21,11 +21,11 @@ from ray_ltdd.stages.calibrate import (
     alignment_targets,
     class_batches,
     class_moments,
-    join_classes,
     resolve_layers,
 )
 from ray_ltdd.statistics.observe import observing
 from ray_ltdd.statistics.schedules import MomentumConfig
+from ray_ltdd.statistics.targets import class_weights, mixture_moments
 
 BACKEND = Backend(torch.device("cpu"), torch.float32, "off")
 COUNT_A = [13, 6, 3, 1]
@@ -110,9 +110,9 @@ def test_an_order_dependent_schedule_goes_through_each_class_in_batches_of_its_o
 def test_a_class_does_not_depend_on_which_classes_share_its_unit(bank, units, momentum):
     together = moments(bank, momentum=momentum).tensors
     parts = [(classes, moments(bank, classes, momentum=momentum).tensors) for classes in units]
-    joined = join_classes(parts)
     for name, tensor in together.items():
-        torch.testing.assert_close(joined[name], tensor, rtol=1e-6, atol=1e-6)
+        for classes, part in parts:
+            torch.testing.assert_close(part[name], tensor[list(classes)], rtol=1e-6, atol=1e-6)
 
 
 def test_the_same_unit_twice_gives_the_same_bytes_and_progress_counts_images(bank):
@@ -155,16 +155,6 @@ def test_the_order_inside_a_class_follows_seed_and_class_only():
     assert [p // 2 for p in order([0], 0, 0)] != [p // 2 for p in order([1], 0, 1)]
 
 
-def test_units_are_joined_in_class_order_whatever_order_they_come_in():
-    def tensors(classes):
-        return {"count": torch.tensor(classes) * 10, "a/mean": torch.tensor(classes).double()[:, None].expand(-1, 2)}
-
-    for units in ([[0, 3], [1, 4], [2]], [[2], [1, 4], [0, 3]], [[4, 0], [3, 2, 1]]):
-        joined = join_classes([(classes, tensors(classes)) for classes in units])
-        assert joined["count"].tolist() == [0, 10, 20, 30, 40]
-        assert joined["a/mean"].tolist() == [[k, k] for k in range(5)]
-
-
 @pytest.mark.parametrize("weights", ["uniform", "sample", "effective_number"])
 @pytest.mark.parametrize("variance", ["mean_of_classes", "mixture"])
 def test_targets_against_a_loop(weights, variance):
@@ -173,8 +163,11 @@ def test_targets_against_a_loop(weights, variance):
     moments_A = {"count": torch.tensor(COUNT_A)}
     for name in ("x", "y"):
         moments_A |= {f"{name}/mean": torch.from_numpy(rng.normal(0, 2, (4, 3))), f"{name}/var": torch.from_numpy(rng.uniform(0, 2, (4, 3)))}
-    config = CalibrateConfig(class_weights=weights, variance=variance, beta=0.9)
-    targets = alignment_targets(config, moments_A, ["x", "y"], [3, 1], 10.0, BACKEND.device)
+    named = {name: value for name, value in moments_A.items() if name != "count"}
+    units = [[2], [0, 3], [1]]
+    weight = class_weights(weights, torch.tensor(COUNT_A), 0.9)
+    whole = mixture_moments(lambda: ((unit, {name: value[unit] for name, value in named.items()}) for unit in units), weight, variance)
+    targets = alignment_targets({name: value[[3, 1]] for name, value in named.items()}, whole, ["x", "y"], 10.0, BACKEND.device)
     assert [target.weight for target in targets] == [10.0, 1.0]
     weight_A = reference_targets.class_weights(weights, COUNT_A, 0.9)
     for name, target in zip(("x", "y"), targets, strict=True):
@@ -191,7 +184,9 @@ def test_the_global_target_is_not_the_observers_running_estimate(bank, inputs):
     """Pitfall 13: the biased running mean and variance of the network itself were the target."""
     payload = moments(bank)
     layers = payload.record["layers"]
-    targets = alignment_targets(CalibrateConfig(), payload.tensors, layers, CLASSES, 1.0, BACKEND.device)
+    named = {name: value for name, value in payload.tensors.items() if name != "count"}
+    whole = mixture_moments(lambda: [(CLASSES, named)], class_weights("uniform", payload.tensors["count"]), "mixture")
+    targets = alignment_targets(named, whole, layers, 1.0, BACKEND.device)
     for name, target in zip(layers, targets, strict=True):
         per_class = [exact_class_moments(inputs[name], np.where(bank.label_N.numpy() == k, 0, -1), 1)[0][0] for k in CLASSES]
         np.testing.assert_allclose(target.global_moments[0].numpy(), np.mean(per_class, axis=0), rtol=1e-4, atol=1e-5)
