@@ -20,6 +20,7 @@ app.add_typer(data_app, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings by dotted name, such as recover.steps=75")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, only the outcome")]
+ExecutorChoice = Annotated[str | None, typer.Option("--executor", help="ray or inline (this process alone, for debugging); as cluster.executor")]
 Json = Annotated[bool, typer.Option("--json", help="print the outcome as JSON and nothing else")]
 
 
@@ -27,20 +28,24 @@ Json = Annotated[bool, typer.Option("--json", help="print the outcome as JSON an
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")],
     overrides: Overrides = None,
+    executor: ExecutorChoice = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Distil a long-tailed dataset and test what students learn from it. An interrupted run is continued by the same command."""
+    from ray_ltdd.cluster.executor import make_executor
     from ray_ltdd.config import load_config
     from ray_ltdd.reporting import make_reporter
     from ray_ltdd.runs import execute, open_run
 
     reporter = make_reporter(quiet or as_json)
-    opened = open_run(load_config(config, overrides or []).config, reporter)
-    if not (quiet or as_json):
-        reporter.console.print(f"Run folder: {opened.folder}", soft_wrap=True)
-        reporter.console.print(f"Split: {opened.bench.split.name}, fingerprint {opened.bench.split.fingerprint[:12]}", soft_wrap=True)
-    _print_report(execute(opened), as_json)
+    chosen = [f"cluster.executor={executor}"] if executor else []
+    with open_run(load_config(config, [*(overrides or []), *chosen]).config, reporter, make_executor=make_executor) as opened:
+        if not (quiet or as_json):
+            reporter.console.print(f"Run folder: {opened.folder}", soft_wrap=True)
+            reporter.console.print(f"Split: {opened.bench.split.name}, fingerprint {opened.bench.split.fingerprint[:12]}", soft_wrap=True)
+        report = execute(opened)
+    _print_report(report, as_json)
 
 
 @app.command()
@@ -77,6 +82,7 @@ def evaluate(
 ) -> None:
     """Train further students on a run's distilled images: another architecture, more seeds."""
     from ray_ltdd import pipeline, runs
+    from ray_ltdd.cluster.executor import make_executor
     from ray_ltdd.reporting import make_reporter
 
     change: dict[str, Any] = {}
@@ -85,20 +91,22 @@ def evaluate(
     if seeds is not None:
         change["seeds"] = seeds
     config = runs.reopen_config(folder, {"evaluate": change})
-    opened = runs.open_run(config, make_reporter(quiet or as_json), folder)
-    distilled = pipeline.distil(config, opened.bench, opened.executor)
-    _print_report(runs.evaluate(opened, distilled), as_json)
+    with runs.open_run(config, make_reporter(quiet or as_json), folder, make_executor) as opened:
+        distilled = pipeline.distil(config, opened.bench, opened.executor)
+        report = runs.evaluate(opened, distilled)
+    _print_report(report, as_json)
 
 
 @app.command()
 def gallery(folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
     """Draw a run's initial and distilled images."""
     from ray_ltdd import pipeline
+    from ray_ltdd.cluster.executor import make_executor
     from ray_ltdd.reporting import make_reporter
     from ray_ltdd.runs import draw_run_gallery, open_run, reopen_config
 
-    opened = open_run(reopen_config(folder, {}), make_reporter(quiet=True), folder)
-    print(draw_run_gallery(opened, pipeline.distil(opened.config, opened.bench, opened.executor)))
+    with open_run(reopen_config(folder, {}), make_reporter(quiet=True), folder, make_executor) as opened:
+        print(draw_run_gallery(opened, pipeline.distil(opened.config, opened.bench, opened.executor)))
 
 
 @app.command()
@@ -180,7 +188,7 @@ def _print_report(report: Any, as_json: bool) -> None:
         print(json.dumps(report.describe(), indent=1))
         return
     console = Console()
-    n_tested = len(report.run.bench.bank(report.run.config.evaluate.part))
+    n_tested = report.run.bench.n_images(report.run.config.evaluate.part)
     console.print(stage_table(report.records))
     console.print(outcome_table(report.outcomes, report.run.config.evaluate.part, n_tested, report.group_rule))
     for note in report.notes:

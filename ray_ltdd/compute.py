@@ -6,6 +6,7 @@ bf16 is chosen only where the hardware multiplies in it: on a CPU without such i
 
 import logging
 import platform
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from torch.utils.flop_counter import FlopCounterMode
 
 from ray_ltdd.errors import InputError
 from ray_ltdd.settings import Settings
@@ -66,7 +66,9 @@ class Backend:
 
     def forget(self) -> None:
         """Drop compiled graphs: torch gives up compiling a function after a few versions of it, and every task brings its own."""
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:
+            # it would be imported to be reset, which takes seconds
+            torch.compiler.reset()
 
     def describe(self) -> dict[str, str]:
         """Plain data for the result rows."""
@@ -80,6 +82,9 @@ class Backend:
 @torch.no_grad()
 def forward_flops(module: torch.nn.Module, channels: int, image_size: int) -> float:
     """Floating-point operations of one image's forward pass; a training step takes three times as many."""
+    # imports triton, half a second
+    from torch.utils.flop_counter import FlopCounterMode
+
     modes = {part: part.training for part in module.modules()}
     device = next(module.parameters()).device
     with FlopCounterMode(display=False) as counter:

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from ray_ltdd.artifacts import Artifact, ArtifactStore, CheckpointSlot, Key, Payload
+from ray_ltdd.errors import InputError
 from ray_ltdd.sharding import heaviest_first
 
 Advance = Callable[[int], None]
@@ -23,6 +24,7 @@ class Task:
         inputs: settings and upstream artifacts.
         n_images: how much it advances the progress, and its weight when tasks are ordered.
         label: what an error message calls it.
+        n_workers: processes that compute it together; with more than one, each calls the function with `ranks=` its place among them.
     """
 
     key: Key
@@ -30,6 +32,7 @@ class Task:
     inputs: Mapping[str, Any]
     n_images: int
     label: str
+    n_workers: int = 1
 
 
 @dataclass
@@ -42,6 +45,9 @@ class StageRecord:
         compute_seconds: that its artifacts took when they were computed, now or earlier.
         n_computed, n_reused: artifacts.
         n_images: images passed.
+        n_workers: processes at work; 0 for this one.
+        busy_seconds: that they worked, added up.
+        n_bytes: written to the store by workers, and sent to all of them.
     """
 
     title: str
@@ -50,6 +56,25 @@ class StageRecord:
     n_computed: int = 0
     n_reused: int = 0
     n_images: int = 0
+    n_workers: int = 0
+    busy_seconds: float = 0.0
+    n_bytes: int = 0
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the workers' time in which they worked; None without workers."""
+        return min(self.busy_seconds / (self.n_workers * self.wall_seconds), 1.0) if self.n_workers and self.wall_seconds else None
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**{name: value for name, value in asdict(self).items() if name != "title"}, "utilisation": self.utilisation}
+
+    def add(self, artifact: Artifact, n_images: int, computed: bool) -> None:
+        """Take in one artifact."""
+        self.n_computed += computed
+        self.n_reused += not computed
+        self.compute_seconds += artifact.seconds
+        self.n_images += n_images
 
 
 class Reporter(Protocol):
@@ -59,6 +84,10 @@ class Reporter(Protocol):
         """Enter a stage of `n_images`; the context gives the function to advance it."""
         ...
 
+    def workers(self, lines: Sequence[str]) -> None:
+        """Say what every worker is doing now, one line each."""
+        ...
+
 
 class SilentReporter:
     """Tells nobody."""
@@ -66,6 +95,9 @@ class SilentReporter:
     def stage(self, title: str, n_images: int) -> AbstractContextManager[Advance]:
         """Give a function that does nothing."""
         return nullcontext(lambda _: None)
+
+    def workers(self, lines: Sequence[str]) -> None:
+        """Do nothing."""
 
 
 class Executor(Protocol):
@@ -83,6 +115,10 @@ class Executor(Protocol):
 
     def records(self) -> list[StageRecord]:
         """What each stage has cost so far, in the order of first use."""
+        ...
+
+    def close(self) -> None:
+        """End what it started for the tasks: processes, connections."""
         ...
 
 
@@ -112,16 +148,20 @@ class InlineExecutor:
                 if not computed:
                     advance(task.n_images)
                 artifacts[task.key.digest] = artifact
-                record.n_computed += computed
-                record.n_reused += not computed
-                record.compute_seconds += artifact.seconds
-                record.n_images += task.n_images
+                record.add(artifact, task.n_images, computed)
         record.wall_seconds += time.monotonic() - started
         return [artifacts[task.key.digest] for task in tasks]
 
     def _run(self, task: Task, advance: Advance, slot: CheckpointSlot) -> Payload:
+        if task.n_workers > 1:
+            raise InputError(
+                f"{task.label} is to be computed by cluster.expert_workers={task.n_workers} processes together, which needs cluster.executor=ray."
+            )
         return task.function(self.context, slot, advance, **task.inputs)
 
     def records(self) -> list[StageRecord]:
         """See `Executor`."""
         return list(self._records.values())
+
+    def close(self) -> None:
+        """See `Executor`; there is nothing to end."""

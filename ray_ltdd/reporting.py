@@ -1,7 +1,7 @@
 """Progress for people: a bar per stage on a terminal, plain lines elsewhere, nothing when quiet."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,6 +22,7 @@ from ray_ltdd.stages.progress import Advance
 
 SECONDS_BETWEEN_LINES = 30.0
 SHORT_STAGE_SECONDS = 0.5
+MOST_WORKERS_SHOWN = 8
 
 
 class RateColumn(ProgressColumn):
@@ -39,6 +41,8 @@ class ConsoleReporter:
         """Args: the console; quiet shows nothing."""
         self.console = console
         self._quiet = quiet
+        self._bars: tuple[Progress, TaskID] | None = None
+        self._lines: _Lines | None = None
 
     @contextmanager
     def stage(self, title: str, n_images: int) -> Iterator[Advance]:
@@ -47,16 +51,30 @@ class ConsoleReporter:
             yield lambda _: None
         elif self.console.is_terminal:
             with self._bar() as progress:
-                bar = progress.add_task(title, total=n_images or None)
-                yield lambda n: progress.advance(bar, n)
+                bar = progress.add_task(title, total=n_images or None, workers="")
+                self._bars = (progress, bar)
+                try:
+                    yield lambda n: progress.advance(bar, n)
+                finally:
+                    self._bars = None
         else:
-            lines = _Lines(self.console, title, n_images)
-            yield lines.advance
-            lines.close()
+            self._lines = _Lines(self.console, title, n_images)
+            yield self._lines.advance
+            self._lines.close()
+            self._lines = None
+
+    def workers(self, lines: Sequence[str]) -> None:
+        """Show what every worker does: under the bar on a terminal, after the next line elsewhere."""
+        if self._bars is not None:
+            progress, bar = self._bars
+            shown = [*lines[:MOST_WORKERS_SHOWN], *([f"and {len(lines) - MOST_WORKERS_SHOWN} more"] if len(lines) > MOST_WORKERS_SHOWN else [])]
+            progress.update(bar, workers="".join(f"\n  {line}" for line in shown))
+        elif self._lines is not None:
+            self._lines.workers = list(lines)
 
     def _bar(self) -> Progress:
         columns = (
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<18}[dim]{task.fields[workers]}[/dim]"),
             BarColumn(),
             MofNCompleteColumn(),
             RateColumn(),
@@ -70,6 +88,7 @@ class _Lines:
     def __init__(self, console: Console, title: str, n_images: int) -> None:
         self._console, self._title, self._total = console, title, n_images
         self._done = 0
+        self.workers: list[str] = []
         self._started = self._printed = time.monotonic()
 
     def advance(self, n: int) -> None:
@@ -80,6 +99,8 @@ class _Lines:
             rate = self._done / (now - self._started)
             of = f" of {self._total:,}, about {(self._total - self._done) / rate:,.0f} s left" if self._total and rate else ""
             self._console.print(f"{self._title}: {self._done:,} images{of} ({rate:,.0f} images/s)", highlight=False, soft_wrap=True)
+            for line in self.workers if len(self.workers) > 1 else []:
+                self._console.print(f"  {line}", highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         seconds = time.monotonic() - self._started

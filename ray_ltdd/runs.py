@@ -8,7 +8,7 @@ RUN/summary.json    the outcome as printed
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ray_ltdd.data.prepare import prepare_dataset
 from ray_ltdd.data.prepared import PreparedDataset
 from ray_ltdd.data.split import draw_split
 from ray_ltdd.errors import InputError
-from ray_ltdd.executor import InlineExecutor, Reporter, StageRecord
+from ray_ltdd.executor import Executor, InlineExecutor, Reporter, StageRecord
 from ray_ltdd.pipeline import Distilled, Scores
 from ray_ltdd.results.distilled import CardFacts, png_bytes, write_card, write_distilled, write_labels
 from ray_ltdd.results.gallery import draw_gallery
@@ -45,7 +45,30 @@ class Run:
     config: ExperimentConfig
     folder: Path
     bench: Workbench
-    executor: InlineExecutor
+    executor: Executor
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what the executor started."""
+        self.executor.close()
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What an executor is made of: settings, the run's folder, its workbench, the store, the reporter."""
+
+    config: ExperimentConfig
+    folder: Path
+    bench: Workbench
+    store: ArtifactStore
+    reporter: Reporter
+
+
+def in_this_process(parts: RunParts) -> Executor:
+    """The executor without Ray."""
+    return InlineExecutor(parts.store, parts.bench, parts.reporter)
 
 
 @dataclass(frozen=True)
@@ -77,7 +100,7 @@ class Report:
             "split": self.run.bench.split.name,
             "split_fingerprint": self.run.bench.split.fingerprint,
             "outcomes": [outcome.describe() for outcome in self.outcomes],
-            "stages": {record.title: {"wall_seconds": record.wall_seconds, "compute_seconds": record.compute_seconds} for record in self.records},
+            "stages": {record.title: record.describe() for record in self.records},
             "image_bytes": self.image_bytes,
             "label_bytes": self.label_bytes,
             "labels": self.run.config.relabel.labels,
@@ -85,13 +108,19 @@ class Report:
         }
 
 
-def open_run(config: ExperimentConfig, reporter: Reporter, folder: Path | None = None) -> Run:
+def open_run(
+    config: ExperimentConfig,
+    reporter: Reporter,
+    folder: Path | None = None,
+    make_executor: Callable[[RunParts], Executor] = in_this_process,
+) -> Run:
     """Prepare data, split and folder.
 
     Args:
         config: the settings.
         reporter: told the progress.
         folder: of an existing run; None: the one the settings name.
+        make_executor: makes what computes the run; `ray_ltdd.cluster.executor.make_executor` makes the one the settings ask for.
 
     Raises:
         InputError: data or folders cannot be used.
@@ -114,7 +143,7 @@ def open_run(config: ExperimentConfig, reporter: Reporter, folder: Path | None =
     )
     split, _ = store.get_or_compute(split_key, lambda slot: split_payload(draw_split(config.split, prepared)))
     bench = WorkbenchSpec(prepared, split, config.compute).open()
-    return Run(config, folder, bench, InlineExecutor(store, bench, reporter))
+    return Run(config, folder, bench, make_executor(RunParts(config, folder, bench, store, reporter)))
 
 
 def prepare(config: ExperimentConfig, reporter: Reporter) -> PreparedDataset:

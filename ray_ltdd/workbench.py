@@ -6,6 +6,7 @@ Legend: N images, K classes.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from ray_ltdd.stages.select_crops import Logits
 from ray_ltdd.statistics.observe import Observation, observing
 
 Part = Literal["train", "validation", "test"]
+N_STORED_BANKS = 4
 
 
 def split_payload(split: LongTailedSplit) -> Payload:
@@ -76,12 +78,8 @@ class WorkbenchSpec:
     compute: ComputeConfig
 
     def open(self) -> "Workbench":
-        """Set it up.
-
-        Raises:
-            InputError: CUDA is asked for and not there.
-        """
-        return Workbench(self.prepared, load_split(self.split), resolve_backend(self.compute), self)
+        """Set it up."""
+        return Workbench(self.prepared, load_split(self.split), self)
 
 
 @dataclass
@@ -91,18 +89,27 @@ class Workbench:
     Attributes:
         prepared: the decoded dataset.
         split: the long-tailed split all stages use.
-        backend: device, precision, compilation.
         spec: how another process sets up the same one.
     """
 
     prepared: PreparedDataset
     split: LongTailedSplit
-    backend: Backend
     spec: WorkbenchSpec
     _banks: dict[str, ImageBank] = field(default_factory=dict)
+    _stored_banks: dict[str, ImageBank] = field(default_factory=dict)
     _experts: dict[str, Expert] = field(default_factory=dict)
+    _blueprints: dict[str, Expert] = field(default_factory=dict)
     _functions: dict[tuple[str, ...], Any] = field(default_factory=dict)
     _contexts: ExitStack = field(default_factory=ExitStack)
+
+    @cached_property
+    def backend(self) -> Backend:
+        """Device, precision, compilation, resolved where something is computed: a driver may stand on a machine without the workers' GPU.
+
+        Raises:
+            InputError: CUDA is asked for and not there.
+        """
+        return resolve_backend(self.spec.compute)
 
     @property
     def n_classes(self) -> int:
@@ -134,16 +141,43 @@ class Workbench:
 
     def stored_bank(self, artifact: Artifact) -> ImageBank:
         """The images of an artifact with `image` (uint8 [N, C, H, W]) and `label` (int64 [N])."""
-        if artifact.digest not in self._banks:
+        if artifact.digest not in self._stored_banks:
             tensors = artifact.tensors()
-            self._banks[artifact.digest] = bank_of(tensors["image"], tensors["label"], self.backend.device)
-        return self._banks[artifact.digest]
+            self._stored_banks[artifact.digest] = bank_of(tensors["image"], tensors["label"], self.backend.device)
+            while len(self._stored_banks) > N_STORED_BANKS:
+                # a process that serves a sweep meets another distilled set in every trial
+                del self._stored_banks[next(iter(self._stored_banks))]
+        return self._stored_banks[artifact.digest]
+
+    def release(self) -> None:
+        """Drop everything that is loaded, on the device too; it is loaded again when it is used."""
+        self._contexts.close()
+        for kept in (self._banks, self._stored_banks, self._experts, self._functions):
+            kept.clear()
+        self.backend.forget()
+        if self.backend.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def new_expert(self, config: ModelConfig, seed: int) -> Expert:
         """An expert with fresh weights, on the device."""
         shape = (self.prepared.image_size, self.prepared.channels, self.n_classes)
         expert = build_expert(config, *shape, torch.from_numpy(self.split.mean_C), torch.from_numpy(self.split.std_C), seed)
         return expert.to(self.backend.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def n_images(self, part: Part) -> int:
+        """Images of a part of the data, without loading them."""
+        return {"train": len(self.split.train_index_N), "validation": len(self.split.validation_index_N), "test": len(self.prepared.test.label_N)}[
+            part
+        ]
+
+    def blueprint(self, config: ModelConfig) -> Expert:
+        """An expert of these settings without weights or memory, to ask for its layers."""
+        name = config.model_dump_json()
+        if name not in self._blueprints:
+            shape = (self.prepared.image_size, self.prepared.channels, self.n_classes)
+            neutral_C = torch.ones(self.prepared.channels)
+            self._blueprints[name] = build_expert(config, *shape, neutral_C, neutral_C, 0).to("meta")
+        return self._blueprints[name]
 
     def expert(self, trained: TrainedExpert) -> Expert:
         """A trained expert: frozen, in evaluation mode, on the device."""

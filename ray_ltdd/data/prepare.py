@@ -96,7 +96,7 @@ def prepare_dataset(config: DataConfig, on_progress: Callable[[int, int], None] 
     task = _plan(config)
     # Looked at before the lock is taken, so that a dataset on a read-only disk can be used.
     if is_whole(task.folder):
-        return open_prepared(task.folder)
+        return open_prepared(task.folder.absolute())
     root, lock = task.folder.parent, FileLock(f"{task.folder}.lock")
     with readable_os_error(root, ROOT_SETTING):
         root.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def prepare_dataset(config: DataConfig, on_progress: Callable[[int, int], None] 
             _write(task, on_progress)
     finally:
         lock.release()
-    return open_prepared(task.folder)
+    return open_prepared(task.folder.absolute())
 
 
 def _plan(config: DataConfig) -> _Task:

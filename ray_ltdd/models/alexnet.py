@@ -4,7 +4,6 @@ Shapes: N images, C channels, H height, W width, F features.
 """
 
 import torch
-import torchvision
 from torch import nn
 
 from ray_ltdd.errors import InputError
@@ -71,6 +70,9 @@ def _unit(conv: nn.Conv2d, normalization: NormalizationKind) -> tuple[nn.Module,
 
 
 def _large(channels: int, normalization: NormalizationKind) -> nn.Module:
+    # torchvision imports torch's compiler, seconds that most runs need not wait for
+    import torchvision
+
     network = torchvision.models.alexnet(weights=None)
     layers: list[nn.Module] = []
     for layer in network.features:

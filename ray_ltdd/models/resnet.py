@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 from ray_ltdd.models.config import NormalizationKind
@@ -15,11 +14,7 @@ from ray_ltdd.models.encoder import Encoder
 from ray_ltdd.models.normalization import build_normalization
 
 RESNET32_BLOCKS_PER_STAGE = 5
-_TORCHVISION_BUILDERS = {
-    "resnet18": torchvision.models.resnet18,
-    "resnet50": torchvision.models.resnet50,
-    "resnext50": torchvision.models.resnext50_32x4d,
-}
+_TORCHVISION_NAMES = {"resnet18": "resnet18", "resnet50": "resnet50", "resnext50": "resnext50_32x4d"}
 
 
 class BasicBlock(nn.Module):
@@ -92,7 +87,10 @@ class TorchvisionResNet(Encoder):
     """
 
     def __init__(self, architecture: str, image_size: int, channels: int, normalization: NormalizationKind) -> None:
-        network = _TORCHVISION_BUILDERS[architecture](weights=None, norm_layer=partial(build_normalization, normalization))
+        # torchvision imports torch's compiler, seconds that most runs need not wait for
+        import torchvision
+
+        network = torchvision.models.get_model(_TORCHVISION_NAMES[architecture], weights=None, norm_layer=partial(build_normalization, normalization))
         super().__init__(network.fc.in_features)
         network.fc = nn.Identity()
         if image_size <= 64:

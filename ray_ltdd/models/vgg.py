@@ -4,7 +4,6 @@ Shapes: N images, C channels, H height, W width, F features.
 """
 
 import torch
-import torchvision
 from torch import nn
 
 from ray_ltdd.models.config import NormalizationKind
@@ -38,6 +37,9 @@ class Vgg11(Encoder):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         else:
             super().__init__(4096)
+            # torchvision imports torch's compiler, seconds that most runs need not wait for
+            import torchvision
+
             network = torchvision.models.VGG(features)
             network.classifier = network.classifier[:-1]
             self.network = network

@@ -168,7 +168,7 @@ def score_task(config: ExperimentConfig, bench: Workbench, expert: TrainedExpert
     part = config.evaluate.part
     upstream = {"expert": expert.artifact.digest, "split": bench.split.fingerprint, "data": bench.prepared.fingerprint}
     stage_key = key(config, "scores", evaluate.VERSION, {"part": part}, upstream)
-    return Task(stage_key, run_score, {"expert": expert, "part": part}, len(bench.bank(part)), "expert's accuracy")
+    return Task(stage_key, run_score, {"expert": expert, "part": part}, bench.n_images(part), "expert's accuracy")
 
 
 def run_score(bench: Workbench, slot: CheckpointSlot, advance: Advance, expert: TrainedExpert, part: Part) -> Payload:

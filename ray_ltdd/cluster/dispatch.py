@@ -1,0 +1,192 @@
+"""One stage's tasks on the expert hosts: heaviest first, a bounded number in flight, tried again when a host dies under them."""
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ray_ltdd.artifacts import Artifact, ArtifactStore
+from ray_ltdd.cluster.messages import Failure, HostState, Order, Receipt
+from ray_ltdd.cluster.pool import Host, HostPool, reason
+from ray_ltdd.errors import InputError
+from ray_ltdd.executor import Advance, Reporter, StageRecord, Task
+
+POLL_SECONDS = 0.5
+MOST_DEATHS = 10
+DEEP_QUEUE = 4
+"""Tasks waiting for every host from which a host gets its next one before it has finished the last, so that it never waits for the driver."""
+
+
+@dataclass
+class Attempt:
+    """A task on its way.
+
+    Attributes:
+        task: what is to be done.
+        n_failures: times it failed for its own reasons.
+        n_deaths: hosts that died under it since its checkpoint last moved.
+        checkpoint_time: of its resumable state when it was last given out, seconds; 0 without one.
+        done: images reported so far.
+    """
+
+    task: Task
+    n_failures: int = 0
+    n_deaths: int = 0
+    checkpoint_time: float = 0.0
+    done: int = 0
+
+
+@dataclass
+class Dispatcher:
+    """Runs the tasks of one stage to their ends.
+
+    Attributes:
+        title: the stage.
+        pool: the hosts.
+        store: where checkpoints are looked at.
+        record: told the costs.
+        reporter, advance: told the progress.
+        threads: CPU threads of a task; None leaves torch's own number.
+        errors: folder for tracebacks.
+        common: inputs all tasks share, and the reference to them.
+    """
+
+    title: str
+    pool: HostPool
+    store: ArtifactStore
+    record: StageRecord
+    reporter: Reporter
+    advance: Advance
+    threads: int | None
+    errors: Path
+    common: Mapping[str, Any]
+    reference: list[ray.ObjectRef]
+    _queue: deque[Attempt] = field(default_factory=deque)
+    _flying: dict[ray.ObjectRef, tuple[Attempt, Host]] = field(default_factory=dict)
+    _asked: dict[ray.ObjectRef, Host] = field(default_factory=dict)
+    _labels: dict[str, str] = field(default_factory=dict)
+    _artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    def run(self, tasks: Sequence[Task]) -> dict[str, Artifact]:
+        """Compute the tasks, which are in the order they are to start in; return artifacts by digest.
+
+        Raises:
+            InputError: a task failed for its own reasons as often as it may, its hosts kept dying, or no node can hold a host.
+        """
+        self._queue = deque(Attempt(task) for task in tasks)
+        idle_since, polled = time.monotonic(), 0.0
+        while self._queue or self._flying:
+            self.pool.grow(len(self._queue) + len(self._flying))
+            self._give_out()
+            if self.pool.ready:
+                idle_since = time.monotonic()
+            else:
+                self.pool.check_placeable(time.monotonic() - idle_since)
+            self._collect()
+            if time.monotonic() - polled >= POLL_SECONDS:
+                polled = time.monotonic()
+                self._poll()
+        self.record.n_workers = max(self.record.n_workers, len(self.pool.hosts))
+        return self._artifacts
+
+    def _give_out(self) -> None:
+        held = {host.name: 0 for host in self.pool.ready}
+        for _, host in self._flying.values():
+            held[host.name] = held.get(host.name, 0) + 1
+        depth = 2 if len(self._queue) >= DEEP_QUEUE * self.pool.size else 1
+        # the heaviest tasks come first: they go where a node is not taken away
+        for host in sorted(self.pool.ready, key=lambda host: host.facts is not None and host.facts.tier == "spot"):
+            while self._queue and held[host.name] < depth:
+                attempt = self._queue.popleft()
+                attempt.checkpoint_time = self._checkpoint_time(attempt)
+                order = Order.of(attempt.task, self.common, self.threads, self.errors)
+                self._flying[host.actor.compute.remote(order, self.reference)] = (attempt, host)
+                held[host.name] += 1
+
+    def _collect(self) -> None:
+        opening = {host.opening: host for host in self.pool.hosts if host.facts is None}
+        waited = [*self._flying, *opening]
+        ray.wait(waited, num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
+        ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0, fetch_local=False)
+        for reference in ready:
+            if reference in opening:
+                self.pool.opened(opening[reference])
+            elif reference in self._flying:
+                self._settle(reference)
+
+    def _settle(self, reference: ray.ObjectRef) -> None:
+        attempt, host = self._flying.pop(reference)
+        try:
+            answer = ray.get(reference)
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            self._host_died(attempt, host, error)
+            return
+        except ray.exceptions.RayTaskError as error:
+            answer = Failure(reason(error), None, False, 0.0)
+        self.record.busy_seconds += answer.seconds
+        if isinstance(answer, Failure):
+            self._failed(attempt, host, answer)
+        else:
+            self._finished(attempt, answer)
+
+    def _finished(self, attempt: Attempt, receipt: Receipt) -> None:
+        for sentence in receipt.warnings:
+            warnings.warn(sentence, stacklevel=2)
+        self._artifacts[attempt.task.key.digest] = receipt.artifact
+        self.record.add(receipt.artifact, attempt.task.n_images, receipt.computed)
+        self.record.n_bytes += receipt.n_bytes
+        self._advance_to(attempt, attempt.task.n_images)
+
+    def _failed(self, attempt: Attempt, host: Host, failure: Failure) -> None:
+        attempt.n_failures += 1
+        if attempt.n_failures >= self.pool.cluster.attempts:
+            where = f"; traceback: {failure.traceback}" if failure.traceback else ""
+            node = host.facts.node if host.facts else "?"
+            times = f"{attempt.n_failures} times, last on {node}" if attempt.n_failures > 1 else f"on {node}"
+            raise InputError(f"{self.title}, {attempt.task.label}: {failure.sentence} (tried {times}{where})")
+        self._queue.appendleft(attempt)
+
+    def _host_died(self, attempt: Attempt, host: Host, error: Exception) -> None:
+        if host in self.pool.hosts:
+            # of several hosts that fill a machine's memory, one less may fit
+            self.pool.discard(host, shrink="memory" in str(error).lower())
+        attempt.n_deaths = attempt.n_deaths + 1 if self._checkpoint_time(attempt) == attempt.checkpoint_time else 1
+        if attempt.n_deaths >= MOST_DEATHS:
+            raise InputError(f"{self.title}, {attempt.task.label}: {attempt.n_deaths} expert hosts died under it; the last: {reason(error)}")
+        self._queue.appendleft(attempt)
+
+    def _checkpoint_time(self, attempt: Attempt) -> float:
+        try:
+            return self.store.checkpoint(attempt.task.key).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def _poll(self) -> None:
+        for reference in ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)[0] if self._asked else []:
+            host = self._asked.pop(reference)
+            try:
+                self._take_in(host, ray.get(reference))
+            except ray.exceptions.RayError:
+                # that it died is learnt from its task
+                self._labels.pop(host.name, None)
+        asked = {host.name for host in self._asked.values()}
+        for host in {host.name: host for _, host in self._flying.values()}.values():
+            if host.name not in asked:
+                self._asked[host.actor.state.remote()] = host
+        self.reporter.workers([f"{host.facts.node} {host.facts.device}: {self._labels.get(host.name, '')}" for host in self.pool.ready if host.facts])
+
+    def _take_in(self, host: Host, state: HostState) -> None:
+        self._labels[host.name] = state.label
+        for attempt, holder in self._flying.values():
+            if holder is host and attempt.task.key.digest in state.done:
+                self._advance_to(attempt, min(state.done[attempt.task.key.digest], attempt.task.n_images))
+
+    def _advance_to(self, attempt: Attempt, done: int) -> None:
+        if done != attempt.done:
+            self.advance(done - attempt.done)
+            attempt.done = done

@@ -1,0 +1,110 @@
+"""A connection to Ray: one of this run's own on this machine, or a cluster's."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from ray_ltdd.errors import InputError
+from ray_ltdd.placement import ClusterConfig
+
+NAMESPACE = "ray_ltdd"
+OBJECT_STORE_BYTES = 256 * 2**20
+CONNECT_SECONDS = 5.0
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connect for the body's time. A process that is connected already (a notebook, a test, a sweep's trial) keeps its connection.
+
+    Raises:
+        InputError: there is no cluster at the address, or it does not take us.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    mode = os.environ.get("RAY_AUTH_MODE")
+    try:
+        _connect(address)
+        yield
+    finally:
+        ray.shutdown()
+        if mode is None:
+            # Ray turns it on for a cluster of its own and leaves it on for whatever this process connects to next
+            os.environ.pop("RAY_AUTH_MODE", None)
+
+
+def _connect(address: str) -> None:
+    quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address == "local":
+            _check_shared_memory()
+            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            _restrict_token()
+        else:
+            _check_reachable(address)
+            ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        where = "this machine belongs to no running cluster" if address == "auto" else f"no Ray cluster answers at {address}"
+        raise InputError(f"cluster.address={address}: {where} ({_short(error)}); start one, or use cluster.address=local.") from None
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise InputError(f"cluster.address={address}: Ray does not start or take this process: {_short(error)}") from None
+
+
+def _check_reachable(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdigit():
+        raise InputError(f"cluster.address={address} is no address: give local, auto or HOST:PORT, such as 10.0.0.1:6379.")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(str(error)) from None
+
+
+def _check_shared_memory() -> None:
+    # below it, Ray puts the object store on disk; messages are small, so that a part of it is enough
+    free = psutil.virtual_memory().available
+    if free < 4 * OBJECT_STORE_BYTES:
+        raise InputError(f"a Ray on this machine needs about 1 GB of free memory, {free / 1e9:.1f} GB are free: use cluster.executor=inline.")
+
+
+def _restrict_token() -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def free_nodes() -> list[dict[str, float]]:
+    """Resources of every node that is alive, in Ray's names (CPU, GPU, memory in bytes)."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def most_workers(cluster: ClusterConfig, gpus: float, nodes: list[dict[str, float]]) -> int:
+    """How many expert hosts fit on the nodes: by GPUs where a host takes some, by CPUs and memory everywhere."""
+    request = host_request(cluster, gpus)
+    return sum(int(min(node.get(name, 0.0) / amount for name, amount in request.items()) + 1e-6) for node in nodes)
+
+
+def host_request(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
+    """What Ray sets aside for one expert host; amounts of zero are left out."""
+    request = {"CPU": cluster.cpus_per_worker, "GPU": gpus, "memory": cluster.memory_gb * 1e9}
+    return {name: amount for name, amount in request.items() if amount}
+
+
+def gpu_share(cluster: ClusterConfig, nodes: list[dict[str, float]]) -> float:
+    """GPUs of one expert host: the setting, or 1 where any node has one."""
+    if cluster.gpus_per_worker is not None:
+        return cluster.gpus_per_worker
+    return 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
