@@ -19,7 +19,7 @@ LEVELS = [
     {"stages"},
     {"config", "workbench"},
     {"tasks"},
-    {"pipeline", "results"},
+    {"pipeline", "results", "search"},
     {"reporting", "doctor"},
     {"runs"},
     {"cluster"},
