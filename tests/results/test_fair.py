@@ -1,0 +1,105 @@
+"""The fair scores against their formula written out, and finding the accuracies they need."""
+
+import math
+
+import numpy as np
+import pytest
+from synthetic_rows import BASE, row, settings_with, write
+
+from ray_ltdd import InputError
+from ray_ltdd.config import override, validate
+from ray_ltdd.results.fair import (
+    AUGMENTATION_ROBUST,
+    LABEL_ROBUST,
+    NEEDS,
+    augmentation_robust_score,
+    changed,
+    fair_accuracies,
+    label_robust_score,
+    overrides,
+)
+from ray_ltdd.results.load import load_results, recipe
+
+
+def score(x):
+    return (math.exp(x) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_label_robust(weight):
+    found = label_robust_score(real_hard=0.8, distilled_hard=0.35, distilled=0.62, random=0.5, weight=weight)
+    assert found.recovery == pytest.approx(0.45) and found.improvement == pytest.approx(0.12)
+    assert found.score == pytest.approx(score(weight * 0.12 - (1 - weight) * 0.45))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_augmentation_robust(weight):
+    found = augmentation_robust_score(distilled=0.62, random=0.5, distilled_plain=0.4, random_plain=0.45, weight=weight)
+    assert found.with_augmentation == pytest.approx(0.12) and found.without_augmentation == pytest.approx(-0.05)
+    assert found.score == pytest.approx(score(weight * 0.12 - (1 - weight) * 0.05))
+
+
+def test_scores_end_at_zero_and_one():
+    assert label_robust_score(0, 1, 1, 0).score == pytest.approx(1) and label_robust_score(1, 0, 0, 1).score == pytest.approx(0)
+    assert augmentation_robust_score(1, 0, 1, 0).score == pytest.approx(1) and augmentation_robust_score(0, 1, 0, 1).score == pytest.approx(0)
+    no_better_than_random = augmentation_robust_score(0.4, 0.4, 0.3, 0.3).score
+    assert no_better_than_random == pytest.approx((1 - 1 / math.e) / (math.e - 1 / math.e))
+
+
+def test_seeds_are_scored_one_by_one():
+    distilled, hard = np.array([0.6, 0.64]), np.array([0.3, 0.36])
+    found = label_robust_score(0.7, hard, distilled, 0.5).score
+    assert found.tolist() == pytest.approx([score(0.5 * 0.1 - 0.5 * 0.4), score(0.5 * 0.14 - 0.5 * 0.34)])
+
+
+def test_percents_and_bad_weights_are_refused():
+    with pytest.raises(InputError, match="real_hard=80 is no share"):
+        label_robust_score(80, 0.3, 0.6, 0.5)
+    with pytest.raises(InputError, match=r"random=-0.1 is no share"):
+        augmentation_robust_score(0.5, [0.2, -0.1], 0.5, 0.5)
+    with pytest.raises(InputError, match=r"weight=1.5"):
+        label_robust_score(0.7, 0.3, 0.6, 0.5, weight=1.5)
+
+
+def test_the_overrides_make_what_is_then_found(tmp_path):
+    """Every missing accuracy's command line, given to the real configuration, gives the run whose row is looked for."""
+    write(tmp_path / "base", *(row(number=n, top1=0.6) for n in range(2)))
+    key = recipe(BASE, "distilled")
+    known, missing = fair_accuracies(load_results(tmp_path), key)
+    assert list(known.columns) == ["distilled"] and set(missing) == set(NEEDS) - {"distilled"}
+    for index, (name, text) in enumerate(missing.items()):
+        values = settings_with()
+        for part in text.split():
+            override(values, part)
+        resolved = validate(values, "test").model_dump(mode="json")
+        write(tmp_path / name, *(row(NEEDS[name].method, number=n, top1=0.1 * (index + 1), settings=resolved) for n in range(2)))
+    known, missing = fair_accuracies(load_results(tmp_path), key)
+    assert missing == {} and len(known) == 2 and known.notna().all().all()
+    assert known.loc[(0, 0)].to_dict() == pytest.approx(
+        {"distilled": 0.6, "random": 0.1, "real_hard": 0.2, "distilled_hard": 0.3, "distilled_plain": 0.4, "random_plain": 0.5}
+    )
+    label_robust_score(**{name: known[name] for name in LABEL_ROBUST})
+    augmentation_robust_score(**{name: known[name] for name in AUGMENTATION_ROBUST})
+
+
+def test_seeds_that_a_need_lacks_are_missing_not_zero(tmp_path):
+    write(tmp_path / "base", *(row(number=n, top1=0.6) for n in range(2)), row("whole", top1=0.7))
+    known, _ = fair_accuracies(load_results(tmp_path), recipe(BASE, "distilled"))
+    assert known["real_hard"].isna().tolist() == [False, True]
+
+
+def test_an_unknown_recipe(tmp_path):
+    write(tmp_path, row())
+    with pytest.raises(InputError, match="no row of distilled images has the recipe 'x'"):
+        fair_accuracies(load_results(tmp_path), "x")
+
+
+def test_changing_settings_leaves_the_given_ones_alone():
+    before = settings_with()
+    after = changed(before, {"relabel.views.flip": False, "recover.steps": 0, "new.deep.name": 1})
+    assert before == BASE and after["relabel"]["views"]["flip"] is False and after["recover"]["steps"] == 0 and after["new"] == {"deep": {"name": 1}}
+    assert after["relabel"]["views"]["mix"] == before["relabel"]["views"]["mix"]
+
+
+def test_overrides_are_yaml():
+    assert "relabel.views.flip=false" in overrides(NEEDS["distilled_plain"]).split()
