@@ -1,8 +1,10 @@
 """The command line. Commands only parse, call and print."""
 
 import json
+import os
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +19,11 @@ INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Prepare and describe datasets.")
 app.add_typer(data_app, name="data")
+hosts_app = typer.Typer(no_args_is_help=True, help="Expert hosts that stand on a cluster (cluster.keep_hosts=true leaves them).")
+app.add_typer(hosts_app, name="hosts")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings by dotted name, such as recover.steps=75")]
+Address = Annotated[str, typer.Option("--address", help="auto: the cluster this machine belongs to; or HOST:PORT of its head")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, only the outcome")]
 ExecutorChoice = Annotated[str | None, typer.Option("--executor", help="ray or inline (this process alone, for debugging); as cluster.executor")]
 Json = Annotated[bool, typer.Option("--json", help="print the outcome as JSON and nothing else")]
@@ -164,6 +169,39 @@ def data_describe(
     print(f"picture: {path}")
 
 
+@hosts_app.command("list")
+def hosts_list(address: Address = "auto", as_json: Json = False) -> None:
+    """Show the expert hosts of a cluster: where they stand, what they serve, what they do."""
+    from ray_ltdd.cluster.hosts import list_hosts
+
+    hosts = list_hosts(address)
+    if as_json:
+        plain = [{"group": h.group, "name": h.name, "state": h.state, **(asdict(h.facts) if h.facts else {})} for h in hosts]
+        print(json.dumps(plain, indent=1))
+        return
+    if not hosts:
+        print("no expert hosts")
+        return
+    table = Table()
+    for heading in ("group", "node", "process", "device", "serves", "does"):
+        table.add_column(heading)
+    for host in hosts:
+        facts = host.facts
+        table.add_row(host.group, *((facts.node, str(facts.pid), facts.device, facts.title) if facts else ("", "", "", "")), host.state)
+    Console().print(table)
+
+
+@hosts_app.command("stop")
+def hosts_stop(
+    group: Annotated[str | None, typer.Argument(metavar="[GROUP]", help="as `hosts list` shows it; empty: all")] = None, address: Address = "auto"
+) -> None:
+    """End expert hosts. What they had computed is in the store; a run that uses them starts others."""
+    from ray_ltdd.cluster.hosts import stop_hosts
+
+    names = stop_hosts(address, group)
+    print(f"ended {len(names)} expert host{'' if len(names) == 1 else 's'}")
+
+
 def _dig(values: Any, name: str) -> Any:
     for part in name.split("."):
         values = values[part]
@@ -203,6 +241,8 @@ def _print_report(report: Any, as_json: bool) -> None:
 def main() -> None:
     """Entry point: input errors end with one sentence each and status 2, Ctrl-C with status 130."""
     warnings.showwarning = _show_warning
+    # Ray prints a paragraph for every worker that dies, whatever its settings; what it means for the run is said in a line of our own
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         status = app(standalone_mode=False)
     except InputError as error:

@@ -16,7 +16,7 @@ class ClusterConfig(Settings):
     )
     workers: int | None = Field(None, ge=1, description="most expert hosts at work; empty: as many as fit the GPUs, or the CPUs where there are none")
     cpus_per_worker: float = Field(1.0, ge=0.1, description="CPUs Ray sets aside for an expert host")
-    gpus_per_worker: float | None = Field(
+    gpu_share: float | None = Field(
         None, ge=0, le=8, description="GPU share of an expert host (0.25: four share one and its memory); empty: 1 where there are GPUs"
     )
     memory_gb: float = Field(1.5, gt=0, description="memory Ray sets aside for an expert host, GB")

@@ -3,21 +3,22 @@
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from ray_ltdd.artifacts import Artifact, ArtifactStore
-from ray_ltdd.cluster.messages import Failure, HostState, Order, Receipt
+from ray_ltdd.cluster.messages import Failure, HostState, Order, Receipt, StageInputs
 from ray_ltdd.cluster.pool import Host, HostPool, reason
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Advance, Reporter, StageRecord, Task
 
 POLL_SECONDS = 0.5
 MOST_DEATHS = 10
+OUT_OF_MEMORY = "low on memory"
+"""What Ray says when its memory monitor ended a worker; a worker that died of anything else may have, it adds, been killed for its memory."""
 DEEP_QUEUE = 4
 """Tasks waiting for every host from which a host gets its next one before it has finished the last, so that it never waits for the driver."""
 
@@ -53,7 +54,7 @@ class Dispatcher:
         reporter, advance: told the progress.
         threads: CPU threads of a task; None leaves torch's own number.
         errors: folder for tracebacks.
-        common: inputs all tasks share, and the reference to them.
+        stage: what all tasks have in common, and the reference to it.
     """
 
     title: str
@@ -64,8 +65,8 @@ class Dispatcher:
     advance: Advance
     threads: int | None
     errors: Path
-    common: Mapping[str, Any]
-    reference: list[ray.ObjectRef]
+    stage: StageInputs
+    reference: ray.ObjectRef
     _queue: deque[Attempt] = field(default_factory=deque)
     _flying: dict[ray.ObjectRef, tuple[Attempt, Host]] = field(default_factory=dict)
     _asked: dict[ray.ObjectRef, Host] = field(default_factory=dict)
@@ -104,8 +105,8 @@ class Dispatcher:
             while self._queue and held[host.name] < depth:
                 attempt = self._queue.popleft()
                 attempt.checkpoint_time = self._checkpoint_time(attempt)
-                order = Order.of(attempt.task, self.common, self.threads, self.errors)
-                self._flying[host.actor.compute.remote(order, self.reference)] = (attempt, host)
+                order = Order.of(attempt.task, self.stage.common, self.threads, self.errors)
+                self._flying[host.actor.compute.remote(order, [self.reference])] = (attempt, host)
                 held[host.name] += 1
 
     def _collect(self) -> None:
@@ -154,7 +155,9 @@ class Dispatcher:
     def _host_died(self, attempt: Attempt, host: Host, error: Exception) -> None:
         if host in self.pool.hosts:
             # of several hosts that fill a machine's memory, one less may fit
-            self.pool.discard(host, shrink="memory" in str(error).lower())
+            self.pool.discard(host, shrink=OUT_OF_MEMORY in str(error))
+            where = host.facts.node if host.facts else "?"
+            warnings.warn(f"an expert host on {where} died; {attempt.task.label} goes to another", stacklevel=2)
         attempt.n_deaths = attempt.n_deaths + 1 if self._checkpoint_time(attempt) == attempt.checkpoint_time else 1
         if attempt.n_deaths >= MOST_DEATHS:
             raise InputError(f"{self.title}, {attempt.task.label}: {attempt.n_deaths} expert hosts died under it; the last: {reason(error)}")

@@ -13,7 +13,7 @@ import ray
 
 from ray_ltdd.artifacts import Artifact, ArtifactStore, CheckpointSlot, Payload
 from ray_ltdd.cluster.dispatch import Dispatcher
-from ray_ltdd.cluster.messages import HostSpec
+from ray_ltdd.cluster.messages import HostSpec, StageInputs
 from ray_ltdd.cluster.pool import HostPool, group_of
 from ray_ltdd.cluster.session import connected, free_nodes
 from ray_ltdd.config import ExperimentConfig
@@ -21,6 +21,7 @@ from ray_ltdd.executor import Advance, Executor, Reporter, StageRecord, Task
 from ray_ltdd.runs import RunParts, in_this_process
 from ray_ltdd.sharding import heaviest_first
 from ray_ltdd.tasks.distil import expert_task
+from ray_ltdd.workbench import WorkbenchSpec
 
 N_READERS = 4
 
@@ -31,6 +32,7 @@ class RayExecutor:
 
     Attributes:
         store: where artifacts are.
+        bench: dataset, split, device of the tasks.
         spec: what every expert host sets up.
         group: name of the hosts' group.
         config: the experiment; its `cluster` and `compute` settings are used.
@@ -39,6 +41,7 @@ class RayExecutor:
     """
 
     store: ArtifactStore
+    bench: WorkbenchSpec
     spec: HostSpec
     group: str
     config: ExperimentConfig
@@ -80,10 +83,10 @@ class RayExecutor:
         pool = self._hosts()
         first = tasks[0].inputs
         common = {name: value for name, value in first.items() if all(task.inputs.get(name) is value for task in tasks)} if len(tasks) > 1 else {}
-        record.n_bytes += len(pickle.dumps(common))
-        reference = [ray.put(common)] if common else []
+        stage = StageInputs(self.bench, common)
+        record.n_bytes += len(pickle.dumps(stage))
         threads = self._threads(pool, len(tasks))
-        return Dispatcher(title, pool, self.store, record, self.reporter, advance, threads, self.errors, common, reference)
+        return Dispatcher(title, pool, self.store, record, self.reporter, advance, threads, self.errors, stage, ray.put(stage))
 
     def _threads(self, pool: HostPool, n_tasks: int) -> int | None:
         """The setting; or, on CPUs, a node's threads shared out over the hosts that will be busy: few tasks get more each."""
@@ -104,7 +107,8 @@ class RayExecutor:
         # Ray Train takes two seconds to import, which most runs need not wait for
         from ray_ltdd.cluster.data_parallel import train_together
 
-        return train_together(task, self.spec.bench, slot, self.config.cluster, advance)
+        seconds = self.config.output.checkpoint_seconds
+        return train_together(task, self.bench, self.store.checkpoint(task.key), seconds, self.config.cluster, advance)
 
     def _hosts(self) -> HostPool:
         if self._pool is None:
@@ -131,5 +135,5 @@ def make_executor(parts: RunParts) -> Executor:
     compute = config.compute.model_dump_json()
     group = group_of(bench.prepared.fingerprint, bench.split.fingerprint, compute, str(parts.store.root), *keys)
     title = f"{bench.split.name}, experts {', '.join(dict.fromkeys(key[:8] for key in keys))}"
-    spec = HostSpec(bench.spec, parts.store.root, config.output.checkpoint_seconds, 0.0, "", title)
-    return RayExecutor(parts.store, spec, group, config, parts.reporter, parts.folder / "errors")
+    spec = HostSpec(parts.store.root, bench.spec.split.folder, config.output.checkpoint_seconds, 0.0, title)
+    return RayExecutor(parts.store, bench.spec, spec, group, config, parts.reporter, parts.folder / "errors")

@@ -13,62 +13,56 @@ from typing import Any
 import ray
 import torch
 
-from ray_ltdd.artifacts import ArtifactStore, CheckpointSlot, Payload
-from ray_ltdd.cluster.messages import Failure, HostFacts, HostSpec, HostState, Order, Receipt
+from ray_ltdd.artifacts import Artifact, ArtifactStore, CheckpointSlot, Payload
+from ray_ltdd.cluster.messages import Failure, HostFacts, HostSpec, HostState, Order, Receipt, StageInputs
 from ray_ltdd.errors import InputError
 from ray_ltdd.workbench import Workbench, WorkbenchSpec
 
 N_REMEMBERED = 4
+N_BENCHES = 3
+"""Kept open at a time: a sweep's trials on several splits take turns on one host."""
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 class ExpertHost:
-    """One process with a workbench. Calls of the group `io` are answered while it computes."""
+    """One process with the workbenches it was last asked for. Calls of the group `io` are answered while it computes."""
 
     def __init__(self, spec: HostSpec) -> None:
         """Args: what to set up, at the first call of `open`."""
         self._spec = spec
         self._store: ArtifactStore | None = None
-        self._bench: Workbench | None = None
-        self._common: tuple[str, Mapping[str, Any]] = ("", {})
+        self._facts: HostFacts | None = None
+        self._inputs: tuple[str, StageInputs] | None = None
+        self._benches: OrderedDict[str, Workbench] = OrderedDict()
         self._done: OrderedDict[str, int] = OrderedDict()
         self._label = ""
 
     def open(self) -> HostFacts | Failure:
-        """Set up the workbench and say where it stands; a failure where this node does not see the data or the store."""
-        node = ray.util.get_node_ip_address()
+        """Say where it stands; a failure where its node does not see the store."""
+        node, spec = ray.util.get_node_ip_address(), self._spec
+        has_gpu = _has_gpu()
         try:
-            self._store, self._bench = self._set_up(node)
-        except (InputError, OSError) as error:
+            if not spec.probe.exists():
+                raise InputError(
+                    f"the node {node} does not see the artifact store {spec.store_root}: "
+                    "put output.root and data.root on storage that every node mounts at the same path."
+                )
+            if has_gpu and spec.gpu_share < 1:
+                torch.cuda.set_per_process_memory_fraction(spec.gpu_share)
+            self._store = ArtifactStore(spec.store_root, spec.checkpoint_seconds)
+        except InputError as error:
             return Failure(str(error), None, False, 0.0)
         context = ray.get_runtime_context()
-        tier = str(context.get_node_labels().get("tier", ""))
-        device = str(self._bench.backend.device)
-        return HostFacts(node, context.get_node_id(), os.getpid(), device, tier, self._spec.creator, self._spec.title)
+        device = torch.cuda.get_device_name() if has_gpu else "cpu"
+        self._facts = HostFacts(node, context.get_node_id(), os.getpid(), device, str(context.get_node_labels().get("tier", "")), spec.title)
+        return self._facts
 
-    def _set_up(self, node: str) -> tuple[ArtifactStore, Workbench]:
-        spec = self._spec
-        if not spec.bench.split.folder.exists():
-            raise InputError(
-                f"the node {node} does not see the artifact store {spec.store_root}: "
-                "put output.root and data.root on storage that every node mounts at the same path."
-            )
-        has_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
-        if has_gpu and spec.gpu_share < 1:
-            torch.cuda.set_per_process_memory_fraction(spec.gpu_share)
-        compute = spec.bench.compute
-        if compute.device == "auto" and not has_gpu:
-            # an actor without a GPU of its own still sees those of others
-            compute = compute.model_copy(update={"device": "cpu"})
-        bench = WorkbenchSpec(spec.bench.prepared, spec.bench.split, compute).open()
-        return ArtifactStore(spec.store_root, spec.checkpoint_seconds), bench
-
-    def compute(self, order: Order, common: list[ray.ObjectRef]) -> Receipt | Failure:
+    def compute(self, order: Order, stage: list[ray.ObjectRef]) -> Receipt | Failure:
         """Compute one task, or find its artifact in the store.
 
         Args:
             order: the task.
-            common: holds the reference to the inputs it shares with others of its stage; in a list, so that they are fetched once, not per call.
+            stage: holds the reference to what its stage's tasks have in common; in a list, so that it is fetched once and not with every call.
         """
         started = time.monotonic()
         if order.threads is not None:
@@ -78,8 +72,7 @@ class ExpertHost:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("default")
-                inputs = {**self._shared(common), **order.inputs}
-                artifact, computed = self._get_or_compute(order, inputs)
+                artifact, computed = self._get_or_compute(order, self._stage(stage[0]))
             seconds = time.monotonic() - started
             told = tuple(str(w.message) for w in caught if issubclass(w.category, UserWarning))
             return Receipt(artifact.folder, artifact.manifest, computed, seconds, artifact.n_bytes if computed else 0, told)
@@ -88,17 +81,29 @@ class ExpertHost:
         finally:
             self._label = ""
 
-    def _get_or_compute(self, order: Order, inputs: Mapping[str, Any]) -> Any:
-        if self._store is None or self._bench is None:
+    def _get_or_compute(self, order: Order, stage: StageInputs) -> tuple[Artifact, bool]:
+        if self._store is None:
             raise RuntimeError("an expert host was given work before it was opened")
-        run = partial(_run, order, self._bench, partial(self._advance, order.key.digest), inputs)
+        run = partial(_run, order, self._bench(stage.bench), partial(self._advance, order.key.digest), {**stage.common, **order.inputs})
         return self._store.get_or_compute(order.key, run)
 
-    def _shared(self, common: list[ray.ObjectRef]) -> Mapping[str, Any]:
-        name = common[0].hex() if common else ""
-        if name != self._common[0]:
-            self._common = (name, ray.get(common[0]) if common else {})
-        return self._common[1]
+    def _stage(self, reference: ray.ObjectRef) -> StageInputs:
+        if self._inputs is None or self._inputs[0] != reference.hex():
+            self._inputs = (reference.hex(), ray.get(reference))
+        return self._inputs[1]
+
+    def _bench(self, spec: WorkbenchSpec) -> Workbench:
+        name = f"{spec.prepared.folder} {spec.split.digest} {spec.compute.model_dump_json()}"
+        if name not in self._benches:
+            compute = spec.compute
+            if compute.device == "auto" and not _has_gpu():
+                # an actor without a GPU of its own still sees those of others
+                compute = compute.model_copy(update={"device": "cpu"})
+            self._benches[name] = WorkbenchSpec(spec.prepared, spec.split, compute).open()
+        self._benches.move_to_end(name)
+        while len(self._benches) > N_BENCHES:
+            self._benches.popitem(last=False)[1].release()
+        return self._benches[name]
 
     def _start_counting(self, digest: str) -> None:
         self._done[digest] = 0
@@ -111,8 +116,9 @@ class ExpertHost:
 
     def _failure(self, order: Order, error: Exception, seconds: float) -> Failure:
         out_of_memory = isinstance(error, OUT_OF_MEMORY)
-        if out_of_memory and self._bench is not None:
-            self._bench.release()
+        if out_of_memory:
+            while self._benches:
+                self._benches.popitem()[1].release()
         sentence = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
         return Failure(sentence, _write_traceback(order, error), out_of_memory, seconds)
 
@@ -120,6 +126,15 @@ class ExpertHost:
     def state(self) -> HostState:
         """What it is doing now."""
         return HostState(dict(self._done), self._label)
+
+    @ray.method(concurrency_group="io")
+    def facts(self) -> HostFacts | None:
+        """Where it stands; None before it was opened."""
+        return self._facts
+
+
+def _has_gpu() -> bool:
+    return bool(ray.get_gpu_ids()) and torch.cuda.is_available()
 
 
 def _run(order: Order, bench: Workbench, advance: Any, inputs: Mapping[str, Any], slot: CheckpointSlot) -> Payload:

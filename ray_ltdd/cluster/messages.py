@@ -15,20 +15,31 @@ class HostSpec:
     """What an expert host needs to set itself up.
 
     Attributes:
-        bench: dataset, split, device.
         store_root: the artifact store's folder, the same path on every node.
+        probe: a path below it that exists, to tell whether a node sees the store.
         checkpoint_seconds: between saves of a resumable state.
         gpu_share: of the device's memory; 0 without a GPU.
-        creator: names the executor that made it, and will end it.
         title: what it serves, for people.
     """
 
-    bench: WorkbenchSpec
     store_root: Path
+    probe: Path
     checkpoint_seconds: float
     gpu_share: float
-    creator: str
     title: str
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """What all tasks of a stage have in common; travels once to every host.
+
+    Attributes:
+        bench: dataset, split, device.
+        common: inputs by name.
+    """
+
+    bench: WorkbenchSpec
+    common: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class HostFacts:
         pid: its process.
         device: what it computes on.
         tier: the node's label `tier` (on-demand, spot), or empty.
-        creator, title: of its spec.
+        title: what it serves.
     """
 
     node: str
@@ -115,7 +126,6 @@ class HostFacts:
     pid: int
     device: str
     tier: str
-    creator: str
     title: str
 
 

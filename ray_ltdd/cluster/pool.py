@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 import ray_ltdd
 from ray_ltdd.cluster.host import ExpertHost
 from ray_ltdd.cluster.messages import Failure, HostFacts, HostSpec
-from ray_ltdd.cluster.session import NAMESPACE, free_nodes, gpu_share, host_request, most_workers
+from ray_ltdd.cluster.session import NAMESPACE, free_nodes, host_request, most_workers, resolved_gpu_share
 from ray_ltdd.errors import InputError
 from ray_ltdd.placement import ClusterConfig
 
@@ -62,7 +62,7 @@ class HostPool:
     """Grows as work comes in, up to what the cluster can hold.
 
     Attributes:
-        spec: what every host sets up; `creator` and `gpu_share` are filled in here.
+        spec: what every host sets up; `gpu_share` is filled in here.
         group: first part of the hosts' names.
         cluster: sizes and limits.
     """
@@ -77,8 +77,8 @@ class HostPool:
 
     def __post_init__(self) -> None:
         nodes = free_nodes()
-        share = gpu_share(self.cluster, nodes)
-        self.spec = replace(self.spec, creator=uuid.uuid4().hex, gpu_share=share)
+        share = resolved_gpu_share(self.cluster, nodes)
+        self.spec = replace(self.spec, gpu_share=share)
         self.size = self.cluster.workers or max(most_workers(self.cluster, share, nodes), 1)
 
     @property
@@ -131,7 +131,7 @@ class HostPool:
             largest = "; ".join(_describe(node) for node in nodes) or "none"
             raise InputError(
                 f"no node of the cluster can hold an expert host of {_describe(request)} (nodes: {largest}): lower cluster.cpus_per_worker, "
-                "cluster.gpus_per_worker or cluster.memory_gb, or raise cluster.wait_seconds where an autoscaler has to start the node."
+                "cluster.gpu_share or cluster.memory_gb, or raise cluster.wait_seconds where an autoscaler has to start the node."
             )
 
     def opened(self, host: Host) -> None:

@@ -103,8 +103,8 @@ def host_request(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
     return {name: amount for name, amount in request.items() if amount}
 
 
-def gpu_share(cluster: ClusterConfig, nodes: list[dict[str, float]]) -> float:
+def resolved_gpu_share(cluster: ClusterConfig, nodes: list[dict[str, float]]) -> float:
     """GPUs of one expert host: the setting, or 1 where any node has one."""
-    if cluster.gpus_per_worker is not None:
-        return cluster.gpus_per_worker
+    if cluster.gpu_share is not None:
+        return cluster.gpu_share
     return 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0

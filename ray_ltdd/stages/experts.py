@@ -28,6 +28,7 @@ from ray_ltdd.settings import Settings
 from ray_ltdd.stages.expert_losses import debiased_share, inverse_frequency_weights, mixed_cross_entropy, robust_loss
 from ray_ltdd.stages.optimize import cosine_with_warmup, load_training_state, set_rate, training_state
 from ray_ltdd.stages.progress import Advance, silent
+from ray_ltdd.stages.ranks import SOLO, Ranks
 from ray_ltdd.stages.scoring import predict
 
 VERSION = 1
@@ -98,11 +99,16 @@ def train_expert(
     seed: int,
     slot: CheckpointSlot,
     advance: Advance = silent,
+    ranks: Ranks = SOLO,
 ) -> Payload:
     """Train `expert` in place and return its weights.
 
     Interrupted training continues from the slot and ends with the same bytes: all random draws derive from (seed, epoch), and the slot holds
     weights, buffers, optimiser state and average.
+
+    Several processes (`ranks`) call this with the same arguments and return the same weights. Each takes its share of every batch; without batch
+    normalisation the outcome is a single process's up to rounding, with it each process normalises by its own share and the first one's statistics
+    are kept.
 
     Args:
         config: the recipe.
@@ -111,12 +117,15 @@ def train_expert(
         count_K: images of each class in `bank`, int64.
         backend: device, precision, compilation.
         seed: of all draws.
-        slot: where resumable state goes, at ends of epochs.
-        advance: told the images done.
+        slot: where resumable state goes, at ends of epochs; read by all processes, written by the first.
+        advance: told the images done, those of all processes; called by the first.
+        ranks: this process among those that train the expert.
 
     Raises:
-        InputError: the loss became NaN or infinite, or the expert is near chance on its own training images.
+        InputError: the loss became NaN or infinite, or the expert is near chance on its own training images, or `ranks` cannot share a batch
+            equally; in all processes.
     """
+    ranks.require_equal_shares(min(config.batch_size, len(bank)))
     n_steps = max(len(bank) // config.batch_size, 1)
     n_all = config.epochs * n_steps
     optimizer = torch.optim.SGD(
@@ -129,9 +138,12 @@ def train_expert(
     average = ExponentialAverage(expert, config.ema_decay) if config.ema_decay else None
     weight_K = inverse_frequency_weights(count_K, config.class_weight_exponent).to(backend.device)
     adjustment_K = (config.logit_adjustment * (count_K.double() / count_K.sum()).log()).float().to(backend.device)
-    flops = 3 * 2 * config.batch_size * n_all * forward_flops(expert, bank.channels, bank.image_size)
-    loss_of = backend.compile(expert_loss(config, expert, weight_K, adjustment_K, backend), flops)
+    flops = 3 * 2 * config.batch_size * n_all * forward_flops(expert, bank.channels, bank.image_size) / ranks.count
+    loss_of = shared_loss(expert, backend.compile(expert_loss(config, expert, weight_K, adjustment_K, backend), flops), ranks)
     first_epoch = load_training_state(slot, expert, optimizer, average)
+    # also keeps the first process from writing the slot while another has not read it
+    ranks.barrier(backend.device, first_epoch)
+    advance = advance if ranks.is_first else silent
     advance(first_epoch * n_steps * 2 * config.batch_size)
     expert.train()
     for epoch in range(first_epoch, config.epochs):
@@ -140,8 +152,8 @@ def train_expert(
         loss = torch.zeros((), device=backend.device)
         for step in range(n_steps):
             t = epoch * n_steps + step
-            seed_dropout(expert, seed, t)
-            views = draw_views(config, bank, draws, step, rng)
+            seed_dropout(expert, ranks.seed(seed), t)
+            views = draw_views(config, bank, draws, step, rng, ranks)
             loss = loss_of(*views, torch.tensor(debiased_share(t, n_all), device=backend.device))
             loss.backward()
             if config.gradient_clip is not None:
@@ -152,13 +164,15 @@ def train_expert(
             if average is not None:
                 average.update()
             advance(2 * config.batch_size)
-        if not bool(loss.isfinite()):
+        if not ranks.all_true(loss.isfinite()):
             raise InputError(
                 f"the expert's loss became NaN or infinite in epoch {epoch + 1} of {config.epochs}: "
                 f"lower experts.learning_rate (now {config.learning_rate}) or set experts.gradient_clip."
             )
-        slot.offer(partial(training_state, epoch + 1, expert, optimizer, average))
+        if ranks.is_first:
+            slot.offer(partial(training_state, epoch + 1, expert, optimizer, average))
     trained = average.averaged if average is not None else expert
+    ranks.copy_buffers(trained)
     trained.eval()
     class_accuracy_K = training_accuracy(trained, bank, len(count_K), backend)
     check_above_chance(class_accuracy_K, config.accuracy_floor)
@@ -182,22 +196,24 @@ def draw_epoch(config: ExpertTraining, label_N: torch.Tensor, count_K: torch.Ten
 
 
 def draw_views(
-    config: ExpertTraining, bank: ImageBank, draws: EpochDraws, step: int, rng: torch.Generator
+    config: ExpertTraining, bank: ImageBank, draws: EpochDraws, step: int, rng: torch.Generator, ranks: Ranks = SOLO
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Build one step's two mixed views.
+    """Build one step's two mixed views, or the share of them that is this rank's: draws are for the whole batch, images are cut for the share.
 
     Returns:
         view_NCHW: float32, N = 2B; the first B are mixup, the others CutMix of the same pairs.
         first_N, second_N: int64 labels of the uniform and of the weighted stream.
         lambda_N: float32 weight of the first label; for CutMix corrected for the clipped box.
     """
-    position_N = torch.cat([draws.uniform_SB[step], draws.weighted_SB[step]])
-    n, size = len(position_N), bank.image_size
+    n, size = 2 * draws.lambda_SB.shape[1], bank.image_size
     flip_N = draw_flips(n, rng) if config.flip else torch.zeros(n, dtype=torch.bool, device=rng.device)
-    image_NCHW = crop(bank.take(position_N), draw_shift_boxes(n, config.crop_padding, size, rng), flip_N, size)
+    box_N4 = draw_shift_boxes(n, config.crop_padding, size, rng)
+    partner_B1HW, cutmix_lambda_B = draw_cutmix_boxes(draws.lambda_SB[step], size, rng)
+    position_N = ranks.pairs(torch.cat([draws.uniform_SB[step], draws.weighted_SB[step]]))
+    image_NCHW = crop(bank.take(position_N), ranks.pairs(box_N4), ranks.pairs(flip_N), size)
     first_BCHW, second_BCHW = image_NCHW.chunk(2)
-    lambda_B = draws.lambda_SB[step]
-    partner_B1HW, cutmix_lambda_B = draw_cutmix_boxes(lambda_B, size, rng)
+    rows = ranks.rows(n // 2)
+    lambda_B, partner_B1HW, cutmix_lambda_B = draws.lambda_SB[step, rows], partner_B1HW[rows], cutmix_lambda_B[rows]
     view_NCHW = torch.cat([mixup(first_BCHW, second_BCHW, lambda_B), torch.where(partner_B1HW, second_BCHW, first_BCHW)])
     first_B, second_B = bank.label_N[position_N].chunk(2)
     return view_NCHW, first_B.repeat(2), second_B.repeat(2), torch.cat([lambda_B, cutmix_lambda_B])
@@ -233,6 +249,27 @@ def expert_loss(
         return mixed_cross_entropy(logit_NK + adjustment_K, first_N, second_N, lambda_N)
 
     return debiased if config.debias else plain
+
+
+class LossModule(torch.nn.Module):
+    """An expert with its loss as forward pass, the form in which gradients can be averaged over processes."""
+
+    def __init__(self, expert: Expert, loss: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.expert = expert
+        self.loss = loss
+
+    def forward(self, *views: torch.Tensor) -> torch.Tensor:
+        """Return the loss of this process's share."""
+        return self.loss(*views)
+
+
+def shared_loss(expert: Expert, loss: Callable[..., torch.Tensor], ranks: Ranks) -> Callable[..., torch.Tensor]:
+    """Return `loss` as it is for a single process, else such that its backward pass averages `expert`'s gradients over all.
+
+    A compiled loss stands inside the wrapper: torch then splits its graph where gradients are exchanged, and leaves the wrapper's own steps alone.
+    """
+    return loss if ranks.count == 1 else ranks.wrap(LossModule(expert, loss))
 
 
 def training_accuracy(expert: torch.nn.Module, bank: ImageBank, n_classes: int, backend: Backend, most_per_class: int = 100) -> torch.Tensor:

@@ -9,23 +9,30 @@ from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.seeding import derive_seed
 from ray_ltdd.stages import calibrate, experts, select_crops
 from ray_ltdd.stages.progress import Advance
+from ray_ltdd.stages.ranks import SOLO, Ranks
 from ray_ltdd.tasks.keys import joint_digest, key, span
 from ray_ltdd.workbench import TrainedExpert, Workbench
 
 
 def expert_task(config: ExperimentConfig, bench: Workbench, expert: experts.ExpertConfig) -> Task:
-    """Stage 1. Two roles with equal settings have equal keys: one expert serves both."""
+    """Stage 1. Two roles with equal settings have equal keys: one expert serves both.
+
+    Raises:
+        InputError: `cluster.expert_workers` cannot share a batch equally.
+    """
+    n_workers, n_train = config.cluster.expert_workers, len(bench.split.train_index_N)
+    Ranks(0, n_workers).require_equal_shares(min(expert.training.batch_size, n_train))
     # the floor decides whether a trained expert is accepted, not what it learns: who lowers it goes on from the last checkpoint
     training = expert.training.model_dump(mode="json", exclude={"accuracy_floor"})
     settings = {"model": expert.model, "training": training, "member": expert.member}
-    if config.cluster.expert_workers > 1:
-        settings["workers"] = config.cluster.expert_workers
+    if n_workers > 1:
+        settings["workers"] = n_workers
     stage_key = key(config, "experts", experts.VERSION, settings, {"split": bench.split.fingerprint})
-    n_steps = max(len(bench.split.train_index_N) // expert.training.batch_size, 1)
+    n_steps = max(n_train // expert.training.batch_size, 1)
     n_images = 2 * expert.training.batch_size * n_steps * expert.training.epochs
     seed = derive_seed(config.seed, "experts", expert.member)
     inputs = {"model": expert.model, "training": expert.training, "seed": seed}
-    return Task(stage_key, run_expert, inputs, n_images, f"expert {expert.model.label}")
+    return Task(stage_key, run_expert, inputs, n_images, f"expert {expert.model.label}", n_workers)
 
 
 def run_expert(
@@ -35,16 +42,17 @@ def run_expert(
     model: ModelConfig,
     training: experts.ExpertTraining,
     seed: int,
+    ranks: Ranks = SOLO,
 ) -> Payload:
-    """Train one expert."""
+    """Train one expert, alone or as one of the processes `ranks`."""
     bench.backend.forget()
     expert = bench.new_expert(model, derive_seed(seed, "expert-weights"))
-    return experts.train_expert(training, expert, bench.bank("train"), bench.count_K, bench.backend, seed, slot, advance)
+    return experts.train_expert(training, expert, bench.bank("train"), bench.count_K, bench.backend, seed, slot, advance, ranks)
 
 
 def moments_task(config: ExperimentConfig, bench: Workbench, observer: TrainedExpert, classes: tuple[int, ...]) -> Task:
     """Stage 2, one work unit."""
-    kind = calibrate.resolve_layers(config.calibrate, bench.expert(observer))
+    kind = calibrate.resolve_layers(config.calibrate, bench.blueprint(observer.model))
     settings = calibrate.MomentsConfig(layers=kind, momentum=config.calibrate.momentum, batch_size=config.calibrate.batch_size)
     upstream = {"split": bench.split.fingerprint, "observer": observer.artifact.digest}
     stage_key = key(config, "calibrate", calibrate.VERSION, {"moments": settings, "classes": list(classes)}, upstream)
