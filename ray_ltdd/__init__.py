@@ -1,7 +1,20 @@
 """Distil long-tailed image datasets into tiny class-balanced ones."""
 
+from typing import TYPE_CHECKING, Any
+
 from ray_ltdd import openmp  # noqa: F401  stands before everything that imports torch
 from ray_ltdd.errors import InputError
-from ray_ltdd.results.distilled import DistilledDataset, load_distilled
+
+if TYPE_CHECKING:
+    from ray_ltdd.results.distilled import DistilledDataset, load_distilled
 
 __all__ = ["DistilledDataset", "InputError", "load_distilled"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import: a command that only prints help should not wait for it
+    if name in ("DistilledDataset", "load_distilled"):
+        from ray_ltdd.results import distilled
+
+        return getattr(distilled, name)
+    raise AttributeError(f"module 'ray_ltdd' has no attribute {name!r}")

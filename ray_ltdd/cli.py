@@ -38,14 +38,15 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Distil a long-tailed dataset and test what students learn from it. An interrupted run is continued by the same command."""
+    changes = [*(overrides or []), *([f"cluster.executor={executor}"] if executor else [])]
+    _connect_early(config, changes)
     from ray_ltdd.cluster.executor import make_executor
     from ray_ltdd.config import load_config
     from ray_ltdd.reporting import make_reporter
     from ray_ltdd.runs import execute, open_run
 
     reporter = make_reporter(quiet or as_json)
-    chosen = [f"cluster.executor={executor}"] if executor else []
-    with open_run(load_config(config, [*(overrides or []), *chosen]).config, reporter, make_executor=make_executor) as opened:
+    with open_run(load_config(config, changes).config, reporter, make_executor=make_executor) as opened:
         if not (quiet or as_json):
             reporter.console.print(f"Run folder: {opened.folder}", soft_wrap=True)
             reporter.console.print(f"Split: {opened.bench.split.name}, fingerprint {opened.bench.split.fingerprint[:12]}", soft_wrap=True)
@@ -202,6 +203,14 @@ def hosts_stop(
     print(f"ended {len(names)} expert host{'' if len(names) == 1 else 's'}")
 
 
+def _connect_early(config: Path, overrides: list[str]) -> None:
+    from ray_ltdd.cluster.session import connect_early, peek
+
+    cluster = peek(config, overrides)
+    if cluster is not None and cluster.executor == "ray":
+        connect_early(cluster.address)
+
+
 def _dig(values: Any, name: str) -> Any:
     for part in name.split("."):
         values = values[part]
@@ -209,7 +218,8 @@ def _dig(values: Any, name: str) -> Any:
 
 
 def _data_config(name: str, overrides: list[str] | None) -> Any:
-    from ray_ltdd.config import load_config, override, validate
+    from ray_ltdd.config import load_config, validate
+    from ray_ltdd.yaml_files import override
 
     if name.endswith((".yaml", ".yml")):
         return load_config(name, overrides or []).config

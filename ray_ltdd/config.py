@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from ray_ltdd.compute import ComputeConfig
 from ray_ltdd.data.prepare import DataConfig
@@ -31,6 +30,7 @@ from ray_ltdd.stages.experts import ExpertConfig, ExpertTraining
 from ray_ltdd.stages.recover import RecoverConfig
 from ray_ltdd.stages.relabel import RelabelConfig
 from ray_ltdd.stages.select_crops import SelectCropsConfig
+from ray_ltdd.yaml_files import override, read_yaml
 
 _ROLES = ("observer", "teacher")
 
@@ -166,55 +166,6 @@ def validate(values: Mapping[str, Any], place: str, origins: Mapping[str, str] |
         raise InputError("\n".join(messages)) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML 1.2 mapping (3e-4 is a number there). Duplicate keys are refused.
-
-    Raises:
-        InputError: the file is missing, unreadable, no YAML or no mapping.
-    """
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text())
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], 1, 0.5)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, such as configs/quickstart.yaml."
-        raise InputError(f"there is no configuration file {path}: {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the configuration file {path}: {error}.") from None
-    except YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold settings as `name: value` lines, not a {type(values).__name__}.")
-    return values
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split `a.b=value`; the value is read as YAML.
-
-    Raises:
-        InputError: there is no `=`, or the value is no YAML.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise InputError(f"cannot use '{text}': overrides are written name=value, such as recover.steps=75.")
-    try:
-        return name.strip(), YAML(typ="safe", pure=True).load(value)
-    except YAMLError:
-        raise InputError(f"cannot read the value of '{text}': quote it, or write it as YAML.") from None
-
-
-def override(values: dict[str, Any], text: str) -> tuple[str, Any]:
-    """Set what `text` (`a.b=value`) says in `values`, and return name and value.
-
-    Raises:
-        InputError: `text` is malformed, or goes below a single value.
-    """
-    name, value = parse_override(text)
-    _set(values, name.split("."), value, text)
-    return name, value
-
-
 def write_yaml(config: ExperimentConfig, path: Path) -> None:
     """Write all resolved settings as YAML."""
     yaml = YAML()
@@ -230,15 +181,6 @@ def setting_names(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -
             yield from setting_names(info.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any, text: str) -> None:
-    for name in path[:-1]:
-        inner = values.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"cannot use '{text}': {name} holds the single value {inner!r}, it has no parts to set.")
-        values = inner
-    values[path[-1]] = value
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

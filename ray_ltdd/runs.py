@@ -17,7 +17,7 @@ import torch
 
 from ray_ltdd import pipeline
 from ray_ltdd.artifacts import Artifact, ArtifactStore, Key
-from ray_ltdd.config import ExperimentConfig, read_yaml, validate, write_yaml
+from ray_ltdd.config import ExperimentConfig, validate, write_yaml
 from ray_ltdd.data.groups import shot_groups
 from ray_ltdd.data.prepare import prepare_dataset
 from ray_ltdd.data.prepared import PreparedDataset
@@ -26,13 +26,13 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Executor, InlineExecutor, Reporter, StageRecord
 from ray_ltdd.pipeline import Distilled, Scores
 from ray_ltdd.results.distilled import CardFacts, png_bytes, write_card, write_distilled, write_labels
-from ray_ltdd.results.gallery import draw_gallery
 from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
 from ray_ltdd.results.summary import TITLES, Outcome, aggregate
 from ray_ltdd.seeding import derive_seed
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.storage import atomic_file, readable_os_error
 from ray_ltdd.workbench import Workbench, WorkbenchSpec, split_payload
+from ray_ltdd.yaml_files import read_yaml
 
 SPLIT_VERSION = 1
 SETTINGS = "settings.yaml"
@@ -204,6 +204,9 @@ def evaluate(run: Run, distilled: Distilled) -> Report:
 
 def draw_run_gallery(run: Run, distilled: Distilled) -> Path:
     """Draw RUN/gallery.png."""
+    # matplotlib takes half a second to import, at the end rather than before the first step
+    from ray_ltdd.results.gallery import draw_gallery
+
     initial: dict[int, torch.Tensor] = {}
     for unit, artifact in zip(distilled.units, distilled.initial, strict=True):
         for label, images in zip(unit, artifact.tensors()["image"].unflatten(0, (len(unit), -1)), strict=True):

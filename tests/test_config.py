@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_ltdd.config import ExperimentConfig, load_config, parse_override, read_yaml, setting_names, validate, write_yaml
+from ray_ltdd.config import ExperimentConfig, load_config, setting_names, validate, write_yaml
 from ray_ltdd.errors import InputError
+from ray_ltdd.yaml_files import parse_override, read_yaml
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.yaml") if path.name != "kuberay.yaml")
 NAMES = [name for name in setting_names() if name != "more_teachers"]

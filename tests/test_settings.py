@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_ltdd.config import load_config, parse_override, read_yaml, setting_names, validate, write_yaml
+from ray_ltdd.config import load_config, setting_names, validate, write_yaml
 from ray_ltdd.errors import InputError
+from ray_ltdd.yaml_files import parse_override, read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,59 @@ from typing import Any
 
 import psutil
 import ray
+from pydantic import ValidationError
 
 from ray_ltdd.errors import InputError
 from ray_ltdd.placement import ClusterConfig
+from ray_ltdd.yaml_files import override, read_yaml
 
 NAMESPACE = "ray_ltdd"
 OBJECT_STORE_BYTES = 256 * 2**20
 CONNECT_SECONDS = 5.0
+
+
+class EarlyConnection:
+    """A connection being made in a thread of its own while the program imports torch and reads the data; both take seconds."""
+
+    def __init__(self, address: str) -> None:
+        """Begin."""
+        self.address = address
+        self._made = threading.Event()
+        self._over = threading.Event()
+        self._error: Exception | None = None
+        threading.Thread(target=self._hold, daemon=True).start()
+
+    def _hold(self) -> None:
+        try:
+            _connect(self.address)
+        except Exception as error:
+            self._error = error
+        self._made.set()
+        # Ray's processes are made to die with the thread that started them, not with the program
+        self._over.wait()
+
+    def wait(self) -> None:
+        """Return when the connection stands.
+
+        Raises:
+            InputError: it could not be made.
+        """
+        self._made.wait()
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """Let go of Ray's processes."""
+        self._over.set()
+
+
+_early: list[EarlyConnection] = []
+
+
+def connect_early(address: str) -> None:
+    """Begin to connect; `connected` with the same address takes it over."""
+    if not _early and not ray.is_initialized():
+        _early.append(EarlyConnection(address))
 
 
 @contextmanager
@@ -26,15 +73,21 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         InputError: there is no cluster at the address, or it does not take us.
     """
-    if ray.is_initialized():
+    early = _early.pop() if _early and _early[0].address == address else None
+    if early is None and ray.is_initialized():
         yield
         return
     mode = os.environ.get("RAY_AUTH_MODE")
     try:
-        _connect(address)
+        if early is not None:
+            early.wait()
+        else:
+            _connect(address)
         yield
     finally:
         ray.shutdown()
+        if early is not None:
+            early.end()
         if mode is None:
             # Ray turns it on for a cluster of its own and leaves it on for whatever this process connects to next
             os.environ.pop("RAY_AUTH_MODE", None)
@@ -84,6 +137,17 @@ def _restrict_token() -> None:
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def peek(path: Path, overrides: list[str]) -> ClusterConfig | None:
+    """The cluster's settings as a command will use them, before everything else is known; None where they are wrong, which is said later."""
+    try:
+        values = read_yaml(path)
+        for text in overrides:
+            override(values, text)
+        return ClusterConfig.model_validate(values.get("cluster") or {})
+    except (InputError, ValidationError):
+        return None
 
 
 def free_nodes() -> list[dict[str, float]]:

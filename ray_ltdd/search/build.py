@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray_ltdd.config import load_config, read_yaml, validate
+from ray_ltdd.config import load_config, validate
 from ray_ltdd.data.catalogue import find_benchmark
 from ray_ltdd.data.prepare import DataConfig
 from ray_ltdd.errors import InputError
@@ -15,6 +15,7 @@ from ray_ltdd.search.cells import Cell, cell_name, snake
 from ray_ltdd.search.config import ParameterConfig, SweepConfig
 from ray_ltdd.search.names import all_names, kind_of, nearest, with_settings
 from ray_ltdd.search.space import Choice, Parameter, Range, Space
+from ray_ltdd.yaml_files import read_yaml
 
 
 def build_space(config: SweepConfig, place: str) -> Space:

@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ray_ltdd.config import override, parse_override, read_yaml, setting_names
+from ray_ltdd.config import setting_names
 from ray_ltdd.errors import InputError
 from ray_ltdd.search.build import build_cells, build_space
 from ray_ltdd.search.cells import Cell
 from ray_ltdd.search.config import ParameterConfig, SweepConfig
 from ray_ltdd.search.names import Section, all_names, nearest, refusal
+from ray_ltdd.yaml_files import override, parse_override, read_yaml
 
 _SETS: tuple[Section, ...] = ("set", "set_in_trials", "set_in_finals")
 _BY_NAME: tuple[Section, ...] = (*_SETS, "cells", "search")

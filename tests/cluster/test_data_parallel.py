@@ -15,12 +15,13 @@ from ray.train import WorkerGroupError
 from ray_ltdd.artifacts import ArtifactStore, CheckpointSlot, Key
 from ray_ltdd.cluster.data_parallel import Assignment, Training, train_together
 from ray_ltdd.cluster.dispatch import MOST_DEATHS
-from ray_ltdd.config import ExperimentConfig, read_yaml, validate
+from ray_ltdd.config import ExperimentConfig, validate
 from ray_ltdd.data.prepare import prepare_dataset
 from ray_ltdd.data.split import draw_split
 from ray_ltdd.errors import InputError
 from ray_ltdd.tasks.distil import expert_task
 from ray_ltdd.workbench import WorkbenchSpec, split_payload
+from ray_ltdd.yaml_files import read_yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
 

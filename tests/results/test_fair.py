@@ -7,7 +7,7 @@ import pytest
 from synthetic_rows import BASE, row, settings_with, write
 
 from ray_ltdd import InputError
-from ray_ltdd.config import override, validate
+from ray_ltdd.config import validate
 from ray_ltdd.results.fair import (
     AUGMENTATION_ROBUST,
     LABEL_ROBUST,
@@ -19,6 +19,7 @@ from ray_ltdd.results.fair import (
     overrides,
 )
 from ray_ltdd.results.load import load_results, recipe
+from ray_ltdd.yaml_files import override
 
 
 def score(x):

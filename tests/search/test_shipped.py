@@ -5,13 +5,14 @@ import random
 import pytest
 from sweeps import ROOT, SWEEPS
 
-from ray_ltdd.config import load_config, read_yaml
+from ray_ltdd.config import load_config
 from ray_ltdd.data.catalogue import find_benchmark
 from ray_ltdd.data.prepare import prepare_dataset
 from ray_ltdd.data.split import draw_split
 from ray_ltdd.search.branches import branches, check_space
 from ray_ltdd.search.load import load_sweep
 from ray_ltdd.search.plan import RandomTrial, plan_sweep
+from ray_ltdd.yaml_files import read_yaml
 
 BENCHMARKS = ("digits", "cifar10_lt", "cifar100_lt", "tiny_imagenet_lt", "imagenet_lt")
 MOMENTUM = {"momentum.schedule", "momentum.value", "momentum.exponent", "batch_size", "class_weights", "beta", "variance"}

@@ -5,15 +5,27 @@ Shapes: N images, H W pixels, C channels.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from ray_ltdd.data.sources.base import ArrayPart, Contents, Source, file_identity
 from ray_ltdd.data.sources.parquet import ParquetSource
 from ray_ltdd.errors import InputError
 
-ARCHIVES: dict[str, type[CIFAR10]] = {"cifar10_lt": CIFAR10, "cifar100_lt": CIFAR100}
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
+
+ARCHIVES = {"cifar10_lt": "CIFAR10", "cifar100_lt": "CIFAR100"}
+
+
+def archive_of(dataset: str) -> "type[CIFAR10]":
+    """torchvision's class for a key of `ARCHIVES`."""
+    # imports torch's compiler, seconds that a process without this source need not wait for
+    import torchvision.datasets
+
+    archive: type[CIFAR10] = getattr(torchvision.datasets, ARCHIVES[dataset])
+    return archive
 
 
 class TorchvisionSource:
@@ -26,7 +38,7 @@ class TorchvisionSource:
         how_to_get: the remedy at the end of an error's sentence.
     """
 
-    def __init__(self, archive: type[CIFAR10], root: Path, download: bool, how_to_get: str) -> None:
+    def __init__(self, archive: "type[CIFAR10]", root: Path, download: bool, how_to_get: str) -> None:
         self._archive, self._root, self._download, self._how_to_get = archive, root, download, how_to_get
         self.description = f"torchvision's {archive.__name__} in {root}"
 
@@ -68,7 +80,7 @@ def cifar_source(dataset: str, path: Path | None, place: Path, how_to_get: Calla
     Raises:
         InputError: `path` holds neither.
     """
-    archive = ARCHIVES[dataset]
+    archive = archive_of(dataset)
     if path is None:
         return TorchvisionSource(archive, place, download=True, how_to_get=how_to_get())
     if path.suffix == ".parquet" or any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):

@@ -71,4 +71,4 @@ def test_what_a_path_means(tmp_path, write_parquet, name, folder):
         open_source(benchmark, str(tmp_path / "empty"), tmp_path)
     with pytest.raises(InputError, match=r"data.path=/no/where does not exist: download https://"):
         open_source(benchmark, "/no/where", tmp_path)
-    assert cifar.ARCHIVES[name].base_folder == folder
+    assert cifar.archive_of(name).base_folder == folder

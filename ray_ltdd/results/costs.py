@@ -1,0 +1,102 @@
+"""What the stages of any number of runs cost, and what more workers gained."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ray_ltdd.errors import InputError
+
+SUMMARY = "summary.json"
+
+COLUMNS = [
+    "run",
+    "fingerprint",
+    "stage",
+    "wall_seconds",
+    "compute_seconds",
+    "n_images",
+    "n_computed",
+    "n_reused",
+    "n_workers",
+    "utilisation",
+    "n_bytes",
+]
+
+
+def read_summary(folder: str | Path) -> dict[str, Any] | None:
+    """Return what FOLDER/summary.json says, or None where a run has not come to its end.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(folder) / SUMMARY
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}): run `ray-ltdd run {path.parent / 'settings.yaml'}` again, which writes it anew.") from error
+    return found if isinstance(found, dict) else None
+
+
+def stages_of(folder: str | Path) -> dict[str, Mapping[str, Any]]:
+    """Return the stages' costs of the finished run in `folder`, as `stage_costs` draws them.
+
+    Raises:
+        InputError: the run has no summary yet, or it is damaged.
+    """
+    summary = read_summary(folder)
+    if summary is None:
+        raise InputError(f"{folder} has no {SUMMARY} yet: run it to its end.")
+    return dict(summary.get("stages") or {})
+
+
+def load_costs(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
+    """Load the stages' costs of all finished runs below some folders.
+
+    Returns:
+        one row a run and stage: `run` (folder's name), `fingerprint`, `stage`, `wall_seconds` (in that run), `compute_seconds` (that its artifacts
+        took when they were computed), `n_images` passed, `n_computed` and `n_reused` artifacts, `n_workers` (0: the process itself), `utilisation`
+        (share of the workers' time; NaN without), `n_bytes` that workers wrote and were sent. NaN where a run of an earlier version says nothing.
+
+    Raises:
+        InputError: a folder does not exist, or a summary is damaged.
+    """
+    rows = []
+    for folder in [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]:
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}: give one that `ray-ltdd run` or `ray-ltdd sweep` made.")
+        for place, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if name != "store" and not name.startswith("."))
+            if SUMMARY in names:
+                rows += _rows(Path(place))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def worker_gains(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return what more workers gained in stages that were computed afresh by several numbers of them, under the same settings.
+
+    Args:
+        costs: of `load_costs`.
+
+    Returns:
+        one row a run and stage: `fingerprint`, `stage`, `n_workers`, `wall_seconds`, `speedup` (seconds with the fewest workers over its own) and
+        `efficiency` (speedup over the ratio of workers). Empty where no stage was computed by two numbers of workers.
+    """
+    fresh = costs[(costs["n_workers"] > 0) & (costs["n_reused"] == 0) & (costs["wall_seconds"] > 0)].sort_values("n_workers")
+    keys = ["fingerprint", "stage"]
+    several = fresh[fresh.groupby(keys)["n_workers"].transform("nunique") > 1]
+    first = several.groupby(keys)[["wall_seconds", "n_workers"]].transform("first")
+    speedup = first["wall_seconds"] / several["wall_seconds"]
+    gains = several.assign(speedup=speedup, efficiency=speedup * first["n_workers"] / several["n_workers"])
+    return gains.sort_values(["fingerprint", "stage", "n_workers"])[[*keys, "n_workers", "wall_seconds", "speedup", "efficiency"]].reset_index(drop=True)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    summary = read_summary(folder) or {}
+    known = {"run": folder.name, "fingerprint": summary.get("fingerprint")}
+    return [{**known, "stage": stage, **record} for stage, record in (summary.get("stages") or {}).items()]

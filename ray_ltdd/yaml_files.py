@@ -1,0 +1,68 @@
+"""Settings as YAML and as `name=value`, before anything knows what they mean. Free of torch, so that a command can look at a file at once."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ray_ltdd.errors import InputError
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 mapping (3e-4 is a number there). Duplicate keys are refused.
+
+    Raises:
+        InputError: the file is missing, unreadable, no YAML or no mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], 1, 0.5)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, such as configs/quickstart.yaml."
+        raise InputError(f"there is no configuration file {path}: {hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the configuration file {path}: {error}.") from None
+    except YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold settings as `name: value` lines, not a {type(values).__name__}.")
+    return values
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `a.b=value`; the value is read as YAML.
+
+    Raises:
+        InputError: there is no `=`, or the value is no YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"cannot use '{text}': overrides are written name=value, such as recover.steps=75.")
+    try:
+        return name.strip(), YAML(typ="safe", pure=True).load(value)
+    except YAMLError:
+        raise InputError(f"cannot read the value of '{text}': quote it, or write it as YAML.") from None
+
+
+def override(values: dict[str, Any], text: str) -> tuple[str, Any]:
+    """Set what `text` (`a.b=value`) says in `values`, and return name and value.
+
+    Raises:
+        InputError: `text` is malformed, or goes below a single value.
+    """
+    name, value = parse_override(text)
+    _set(values, name.split("."), value, text)
+    return name, value
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, text: str) -> None:
+    for name in path[:-1]:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"cannot use '{text}': {name} holds the single value {inner!r}, it has no parts to set.")
+        values = inner
+    values[path[-1]] = value
