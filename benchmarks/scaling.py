@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--parts recovery,overhead,memory,start,imagenet]
 
-- recovery: seconds of stage 4 (digits, 4 work units) with 1 and 2 workers of one thread each, hosts warm, in one run; the efficiency is
-  t1 / (2 t2).
+- recovery: seconds of stage 4 (digits, 10 work units) with 1 and 2 workers of one thread each, hosts warm, in one run; the efficiency is
+  t1 / (2 t2). Beside it, what two processes without Ray lose by sharing the machine's caches and memory.
 - overhead: 1000 work units that compute nothing, one a class, with the inputs of recovery, on a simulated cluster of 16 nodes with one logical GPU
   each (all of them processes of this machine); and the same units in one process, whose cost is the store's own.
 - memory: the driver's peak memory with 10, 100 and 1000 such units.
@@ -43,6 +43,8 @@ from ray_ltdd.tasks.recovery import RecoveryInputs, UnitInputs
 from ray_ltdd.workbench import TrainedExpert, Workbench
 
 ROOT = Path(__file__).parents[1]
+# hosts do not find this file by its name
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 PARTS = ("recovery", "overhead", "memory", "start", "imagenet")
 ASSUMED_FLOPS_PER_GPU = 100e12
 """Sustained bf16 operations a second of one GPU in training; about a tenth of an H100's peak and a third of an A100's."""
@@ -66,19 +68,39 @@ def main() -> None:
         show_imagenet()
 
 
+def recovery_config(folder: str) -> ExperimentConfig:
+    """Digits in units of one class: four parts of 30 steps."""
+    sizes = ["distill.images_per_class=40", "distill.classes_per_unit=1", "recover.exchange_every=30", "recover.steps=120", "experts.epochs=8"]
+    return load_config(ROOT / "configs" / "quickstart.yaml", [*sizes, "compute.threads=1", f"output.root={folder}"]).config
+
+
 def show_recovery() -> None:
-    """One and two workers, in turns; the better of two rounds each."""
+    """One and two workers, the better of two rounds each; and what the machine itself loses when two processes work side by side."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = [
-            "distill.images_per_class=24",
-            "distill.classes_per_unit=3",
-            "recover.exchange_every=100",
-            "compute.threads=1",
-            "experts.epochs=8",
-        ]
-        config = load_config(ROOT / "configs" / "quickstart.yaml", [*settings, "recover.steps=400", f"output.root={folder}"]).config
+        config = recovery_config(folder)
         seconds = {n: min(recovery_seconds(config, n, seed) for seed in (1, 2)) for n in (1, 2)}
-    print(f"recovery: {seconds[1]:.1f} s with 1 worker, {seconds[2]:.1f} s with 2, efficiency {seconds[1] / (2 * seconds[2]):.2f}")
+        alone, beside = (seconds_side_by_side(n) for n in (1, 2))
+    efficiency = seconds[1] / (2 * seconds[2])
+    print(f"recovery: {seconds[1]:.1f} s with 1 worker, {seconds[2]:.1f} s with 2, efficiency {efficiency:.2f}")
+    print(
+        f"          the same work in one process without Ray {alone:.1f} s, in each of two side by side {beside:.1f} s: "
+        f"the machine's own ceiling is {alone / beside:.2f}, of which Ray reaches {efficiency * beside / alone:.0%}"
+    )
+
+
+def seconds_side_by_side(n: int) -> float:
+    """The slowest of `n` independent processes that each do all of the recovery by themselves."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import scaling; scaling.recover_alone()"
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(n)]
+    return max(json.loads(process.communicate()[0].splitlines()[-1]) for process in running)
+
+
+def recover_alone() -> None:
+    """Print the seconds of stage 4 in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = recovery_config(folder)
+        inline = config.cluster.model_copy(update={"executor": "inline"})
+        print(min(recovery_seconds(config.model_copy(update={"cluster": inline}), 1, seed) for seed in (1, 2)))
 
 
 def recovery_seconds(config: ExperimentConfig, n_workers: int, seed: int) -> float:

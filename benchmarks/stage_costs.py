@@ -29,6 +29,7 @@ from rich.table import Table
 from ray_ltdd import pipeline
 from ray_ltdd.artifacts import peak_memory_mb
 from ray_ltdd.config import ExperimentConfig, load_config
+from ray_ltdd.executor import StageRecord
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_expert
 from ray_ltdd.reporting import make_reporter
@@ -60,7 +61,7 @@ def main() -> None:
     run = open_run(config, make_reporter(quiet=False))
     report = execute(run)
     wall = time.monotonic() - started
-    print_table(run, {record.title: record.compute_seconds / max(record.n_reused + record.n_computed, 1) for record in report.records}, plain, wall)
+    print_table(run, {record.title: record for record in report.records}, plain, wall)
 
 
 def seconds_to_first_step(overrides: list[str], cache: str) -> float:
@@ -222,13 +223,13 @@ def plain_student_step(run: Run, batch: int) -> Callable[[], None]:
     return step
 
 
-def print_table(run: Run, seconds: dict[str, float], plain: dict[str, float] | None, wall: float) -> None:
+def print_table(run: Run, records: dict[str, StageRecord], plain: dict[str, float] | None, wall: float) -> None:
     """Print the table of stages, and what else a user waits for."""
     ours = {
-        "expert": seconds["Experts"],
-        "crops": seconds["Select crops"],
-        "recovery": seconds["Calibrate"] + sum(value for name, value in seconds.items() if name == "Recover"),
-        "student": seconds["Students"],
+        "expert": records["Experts"].compute_seconds / records["Experts"].n_computed,
+        "crops": records["Select crops"].compute_seconds,
+        "recovery": records["Calibrate"].compute_seconds + records["Recover"].compute_seconds,
+        "student": records["Students"].compute_seconds / records["Students"].n_computed,
     }
     names = {
         "expert": f"one expert, {run.config.experts.epochs} epochs",

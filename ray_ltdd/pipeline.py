@@ -1,6 +1,6 @@
 """The method on one screen: the stages in the paper's order, given an executor."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ray_ltdd.artifacts import Artifact
@@ -109,17 +109,34 @@ def exchange(
     return [replace(own, own=state, exchanged=exchanged) for own, state in zip(inputs, states, strict=True)]
 
 
-def evaluate(config: ExperimentConfig, bench: Workbench, executor: Executor, distilled: Distilled) -> Scores:
-    """Stage 5, students and baselines; and the experts' own accuracy."""
+def train_in_parts(config: ExperimentConfig, bench: Workbench, executor: Executor, distilled: Distilled, epochs: Sequence[int]) -> Iterator[Artifact]:
+    """Stage 5, the first student up to each of `epochs`, one artifact each. Whoever does not ask for the next one leaves the rest undone."""
+    part: Artifact | None = None
+    for epoch in epochs:
+        task = testing.student_task(config, bench, "distilled", 0, distilled.teachers, distilled.images, distilled.labels, epoch, part)
+        (part,) = executor.compute("Students", [task])
+        yield part
+
+
+def evaluate(config: ExperimentConfig, bench: Workbench, executor: Executor, distilled: Distilled, last_part: Artifact | None = None) -> Scores:
+    """Stage 5, students and baselines; and the experts' own accuracy.
+
+    Args:
+        config, bench, executor: of the run.
+        distilled: its images and labels.
+        last_part: of `train_in_parts`; the first student goes on from it.
+    """
     sources: list[Source] = ["distilled", *config.evaluate.baselines]
     numbers = range(config.evaluate.seeds)
-    students: dict[Source, list[Artifact]] = {}
-    for source in sources:
-        title = "Students" if source == "distilled" else f"Baseline: {source}"
-        students[source] = executor.compute(
-            title,
-            [testing.student_task(config, bench, source, n, distilled.teachers, distilled.images, distilled.labels) for n in numbers],
-        )
+    # all in one go: three students at a time would leave workers idle after each source
+    begun: dict[tuple[Source, int], Artifact | None] = {("distilled", 0): last_part}
+    tasks = [
+        testing.student_task(config, bench, source, n, distilled.teachers, distilled.images, distilled.labels, before=begun.get((source, n)))
+        for source in sources
+        for n in numbers
+    ]
+    tested = executor.compute("Students", tasks)
+    students = {source: tested[i * len(numbers) : (i + 1) * len(numbers)] for i, source in enumerate(sources)}
     experts = [distilled.observer, *distilled.teachers]
     by_digest = {expert.artifact.digest: testing.score_task(config, bench, expert) for expert in experts}
     scored = dict(zip(by_digest, executor.compute("Experts' accuracy", list(by_digest.values())), strict=True))

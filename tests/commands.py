@@ -18,6 +18,8 @@ TINY = (
     "evaluate.epochs=30",
     "evaluate.seeds=1",
     "evaluate.baselines=[random]",
+    # a Ray of its own takes each command ten seconds; tests/cluster/ has the ones that need it
+    "cluster.executor=inline",
 )
 
 

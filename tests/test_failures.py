@@ -27,11 +27,11 @@ def undisturbed(tmp_path_factory):
     return checksums(output)
 
 
-def disturb(output: Path, stage: str, number: signal.Signals, delay: float = 0.0) -> subprocess.Popen[str]:
+def disturb(output: Path, stage: str, number: signal.Signals, delay: float = 0.0, *overrides: str) -> subprocess.Popen[str]:
     """Start a run, and send it a signal once a checkpoint of `stage` is on disk."""
     # whoever started the tests may have had SIGINT ignored, which children inherit
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    arguments = command(*tiny_run(output, ALWAYS_SAVED))
+    arguments = command(*tiny_run(output, ALWAYS_SAVED, *overrides))
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment(), preexec_fn=listen)
     deadline = time.monotonic() + 120
     while not list((output / "store" / "checkpoints").glob(f"{stage}-*.safetensors")):
@@ -54,8 +54,9 @@ def test_killed_and_continued_gives_the_same_bytes(undisturbed, tmp_path, stage)
     assert not list((tmp_path / "store" / "checkpoints").iterdir()) and not list(tmp_path.rglob("*.partial*"))
 
 
-def test_ctrl_c_is_one_sentence_and_the_run_goes_on(undisturbed, tmp_path):
-    process = disturb(tmp_path, "students", signal.SIGINT)
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_ctrl_c_is_one_sentence_and_the_run_goes_on(undisturbed, tmp_path, executor):
+    process = disturb(tmp_path, "students", signal.SIGINT, 0.0, f"cluster.executor={executor}", "compute.threads=1")
     errors = process.stderr.read()
     assert process.returncode == 130 and "Traceback" not in errors
     assert "interrupted; the same command continues" in errors

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -96,16 +97,16 @@ def outcome_table(outcomes: Sequence[Outcome], part: str, n_tested: int, group_r
 def stage_table(records: Sequence[StageRecord]) -> Table:
     """Seconds of every stage: in this run, and when its artifacts were computed; with workers, how busy they were and what they moved."""
     has_workers = any(record.n_workers for record in records)
-    table = Table(title="Seconds per stage", title_justify="left")
+    table = Table(title="Seconds per stage", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", no_wrap=True)
-    for heading in ("this run", "to compute", "images/s", "stored", *(("workers", "moved") if has_workers else ())):
+    for heading in ("this run", "computed", "images/s", "stored", *(("workers", "moved") if has_workers else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for record in records:
         rate = f"{record.n_images / record.compute_seconds:,.0f}" if record.n_images and record.compute_seconds > 0.05 else ""
         reused = f"{record.n_reused} of {record.n_reused + record.n_computed}" if record.n_reused else ""
         cells = [record.title, f"{record.wall_seconds:.1f}", f"{record.compute_seconds:.1f}", rate, reused]
         if record.n_workers:
-            cells += [f"{record.n_workers}, {record.utilisation or 0:.0%} busy", decimal(record.n_bytes)]
+            cells += [f"{record.n_workers} at {record.utilisation or 0:.0%}", decimal(record.n_bytes)]
         table.add_row(*cells)
     table.add_section()
     table.add_row("all", f"{sum(r.wall_seconds for r in records):.1f}", f"{sum(r.compute_seconds for r in records):.1f}")

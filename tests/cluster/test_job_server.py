@@ -115,7 +115,7 @@ def job_server(token):
 
 
 def test_a_run_as_a_job_ends_with_the_bytes_of_a_run_in_process(job_server, tmp_path):
-    settings = ["cluster.address=auto", "cluster.workers=1", "cluster.gpu_share=0", "cluster.memory_gb=1"]
+    settings = ["cluster.executor=ray", "cluster.address=auto", "cluster.workers=1", "cluster.gpu_share=0", "cluster.memory_gb=1"]
     done = job_server.submit(*command(*tiny_run(tmp_path / "job", *settings)))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Run folder: {tmp_path}/job/" in done.stdout and "distilled, soft labels" in done.stdout and "succeeded" in done.stdout
