@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,6 +21,7 @@ from ray_ltdd.stages.progress import Advance
 
 SECONDS_BETWEEN_LINES = 30.0
 SHORT_STAGE_SECONDS = 0.5
+SECONDS_BEFORE_RATE = 2.0
 MOST_WORKERS_SHOWN = 8
 
 
@@ -30,8 +30,20 @@ class RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Show the recent speed, or the mean once finished."""
-        speed = task.finished_speed or task.speed
+        # two reports at almost the same time, as from two workers, are no rate yet
+        speed = task.finished_speed or task.speed if (task.elapsed or 0) > SECONDS_BEFORE_RATE else None
         return Text("" if speed is None else f"{speed:,.0f} images/s", style="cyan")
+
+
+class _WorkersProgress(Progress):
+    """A bar, and below it a line for every worker."""
+
+    workers: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for line in self.workers:
+            yield Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True)
 
 
 class ConsoleReporter:
@@ -41,7 +53,7 @@ class ConsoleReporter:
         """Args: the console; quiet shows nothing."""
         self.console = console
         self._quiet = quiet
-        self._bars: tuple[Progress, TaskID] | None = None
+        self._progress: _WorkersProgress | None = None
         self._lines: _Lines | None = None
 
     @contextmanager
@@ -51,12 +63,12 @@ class ConsoleReporter:
             yield lambda _: None
         elif self.console.is_terminal:
             with self._bar() as progress:
-                bar = progress.add_task(title, total=n_images or None, workers="")
-                self._bars = (progress, bar)
+                bar = progress.add_task(title, total=n_images or None)
+                self._progress = progress
                 try:
                     yield lambda n: progress.advance(bar, n)
                 finally:
-                    self._bars = None
+                    self._progress = None
         else:
             self._lines = _Lines(self.console, title, n_images)
             yield self._lines.advance
@@ -65,23 +77,22 @@ class ConsoleReporter:
 
     def workers(self, lines: Sequence[str]) -> None:
         """Show what every worker does: under the bar on a terminal, after the next line elsewhere."""
-        if self._bars is not None:
-            progress, bar = self._bars
-            shown = [*lines[:MOST_WORKERS_SHOWN], *([f"and {len(lines) - MOST_WORKERS_SHOWN} more"] if len(lines) > MOST_WORKERS_SHOWN else [])]
-            progress.update(bar, workers="".join(f"\n  {line}" for line in shown))
+        if self._progress is not None:
+            more = len(lines) - MOST_WORKERS_SHOWN
+            self._progress.workers = [*lines[:MOST_WORKERS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
         elif self._lines is not None:
             self._lines.workers = list(lines)
 
-    def _bar(self) -> Progress:
+    def _bar(self) -> _WorkersProgress:
         columns = (
-            TextColumn("{task.description:<18}[dim]{task.fields[workers]}[/dim]"),
+            TextColumn("{task.description:<18}"),
             BarColumn(),
             MofNCompleteColumn(),
             RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        return Progress(*columns, console=self.console, transient=True)
+        return _WorkersProgress(*columns, console=self.console, transient=True)
 
 
 class _Lines:
