@@ -1,10 +1,10 @@
-# make install | quickstart | test | check. Everything lives in .venv; nothing else on the machine is touched.
+# make install | quickstart | test | test-extended | check. Everything lives in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test check
+.PHONY: install quickstart test test-extended check
 
 install: $(STAMP)
 
@@ -21,8 +21,11 @@ quickstart: install
 test: install
 	@$(BIN)/python -m pytest
 
+test-extended: install
+	@$(BIN)/python -m pytest -m extended
+
 check: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not slow and not cifar"
+	@$(BIN)/python -m pytest -m "not slow and not cifar and not extended"

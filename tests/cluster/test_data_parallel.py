@@ -78,6 +78,7 @@ def test_two_processes_train_an_expert(whole, spec):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["expert.safetensors"], "nothing but the checkpoint is left"
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_does_not_change_a_byte(whole, spec, tmp_path, victim):
     payload, task, _, _ = whole
@@ -97,6 +98,7 @@ def test_a_killed_process_does_not_change_a_byte(whole, spec, tmp_path, victim):
         assert torch.equal(tensor, again.tensors[name]), name
 
 
+@pytest.mark.extended
 def test_the_tasks_own_error_arrives_at_once_as_its_sentence(spec, tmp_path):
     with pytest.raises(InputError, match=r"NaN or infinite in epoch 1 of 40: lower experts.learning_rate \(now 1e\+20\)"):
         train(spec, tmp_path, learning_rate=1e20)
@@ -110,6 +112,7 @@ def test_processes_that_find_no_room_are_one_sentence(spec, tmp_path):
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.extended
 def test_what_was_left_for_a_driver_that_died_is_taken(whole, spec, tmp_path):
     """The outcome and nothing else: it is there at once, and no process is started."""
     payload, task, _, _ = whole
@@ -127,6 +130,7 @@ def fail(training, **failures):
     training._settle(WorkerGroupError("", {int(rank[1:]): failure for rank, failure in failures.items()}))
 
 
+@pytest.mark.extended
 def test_failures_count_until_a_checkpoint_is_reached(whole, spec, tmp_path):
     """The training's own failures `attempts` times, deaths more often; who merely lost the connection to another is no reason."""
     _, task, _, _ = whole

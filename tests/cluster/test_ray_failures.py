@@ -78,7 +78,7 @@ def test_spot_nodes_that_die_every_few_seconds_change_no_byte(tmp_path, cluster)
     assert disturbed == run(tmp_path / "undisturbed", "evaluate.epochs=200", inline=True)
 
 
-@pytest.mark.parametrize("title", ["Recover", "Students"])
+@pytest.mark.parametrize("title", ["Recover", pytest.param("Students", marks=pytest.mark.extended)])
 def test_a_killed_driver_is_continued_by_the_same_command(tmp_path, inline, title):
     """The Ray it had started dies with it; nothing computed is lost, nothing half-written is used."""
     arguments = tiny_run(tmp_path, *UNITS, "cluster.workers=2")

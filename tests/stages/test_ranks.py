@@ -157,7 +157,7 @@ def dying(ranks, folder):
     return train(BATCH, slot_at(folder), fresh_expert("batch"), advance, ranks).tensors
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_three_processes_continue_with_the_same_bytes_after_a_death(tmp_path):
     """Three, because the order of a sum shows then: with DistributedDataParallel's own settings some weights differed by 1e-8."""
     whole = together(tmp_path / "whole", 3, whole_or_continued)
