@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save, save_file
 
@@ -32,6 +32,10 @@ PAYLOAD = "payload.safetensors"
 MANIFEST = "manifest.json"
 _DIGEST_BYTES = 32
 _DAMAGE = (OSError, ValueError, KeyError)
+
+
+class BeingComputed(Exception):
+    """Another process is computing the artifact asked for."""
 
 
 @dataclass(frozen=True)
@@ -204,20 +208,21 @@ class ArtifactStore:
             with self._lock(key):
                 return self._find_locked(key)
 
-    def get_or_compute(self, key: Key, compute: Callable[[CheckpointSlot], Payload]) -> tuple[Artifact, bool]:
+    def get_or_compute(self, key: Key, compute: Callable[[CheckpointSlot], Payload], wait: bool = True) -> tuple[Artifact, bool]:
         """Return the artifact of `key` and whether it was computed now.
 
         Of several processes that ask for one missing key, one computes and the others wait. `compute` gets the slot for its resumable state.
 
         Raises:
             InputError: the store cannot be written (read-only, no space left).
+            BeingComputed: another process computes it, and `wait` is false.
         """
         # looked at before the lock is taken, so that what a read-only store holds can be used
         with suppress(*_DAMAGE):
             found = self._read(key)
             if found is not None:
                 return found, False
-        with self._lock(key):
+        with self._lock(key, wait):
             found = self._find_locked(key)
             if found is not None:
                 return found, False
@@ -229,11 +234,14 @@ class ArtifactStore:
         return artifact, True
 
     @contextmanager
-    def _lock(self, key: Key) -> Iterator[None]:
+    def _lock(self, key: Key, wait: bool = True) -> Iterator[None]:
         lock = FileLock(self.root / "locks" / f"{key.stage}-{key.digest}.lock")
         with readable_os_error(self.root):
             (self.root / "locks").mkdir(exist_ok=True)
-            lock.acquire()
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
+            except Timeout:
+                raise BeingComputed(f"{key.stage}-{key.digest}") from None
         try:
             yield
         finally:

@@ -43,6 +43,7 @@ class StageRecord:
         title: the stage.
         wall_seconds: in this run.
         compute_seconds: that its artifacts took when they were computed, now or earlier.
+        reused_seconds: the part of them that was spent earlier, or for another run.
         n_computed, n_reused: artifacts.
         n_images: images passed.
         n_workers: processes at work; 0 for this one.
@@ -53,6 +54,7 @@ class StageRecord:
     title: str
     wall_seconds: float = 0.0
     compute_seconds: float = 0.0
+    reused_seconds: float = 0.0
     n_computed: int = 0
     n_reused: int = 0
     n_images: int = 0
@@ -74,6 +76,7 @@ class StageRecord:
         self.n_computed += computed
         self.n_reused += not computed
         self.compute_seconds += artifact.seconds
+        self.reused_seconds += 0.0 if computed else artifact.seconds
         self.n_images += n_images
 
 

@@ -8,9 +8,10 @@ RUN/summary.json    the outcome as printed
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from ray_ltdd.results.summary import TITLES, Outcome, aggregate
 from ray_ltdd.seeding import derive_seed
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.storage import atomic_file, readable_os_error
+from ray_ltdd.tasks.students import Source
 from ray_ltdd.workbench import Workbench, WorkbenchSpec, split_payload
 from ray_ltdd.yaml_files import read_yaml
 
@@ -40,12 +42,19 @@ SETTINGS = "settings.yaml"
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run: settings, folder, and what computes it."""
+    """An opened run.
+
+    Attributes:
+        config, folder, bench: settings, folder, workbench.
+        executor: what computes it.
+        row_fields: columns of its result rows that whoever runs it knows: a sweep's.
+    """
 
     config: ExperimentConfig
     folder: Path
     bench: Workbench
     executor: Executor
+    row_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __enter__(self) -> "Run":
         return self
@@ -113,6 +122,7 @@ def open_run(
     reporter: Reporter,
     folder: Path | None = None,
     make_executor: Callable[[RunParts], Executor] = in_this_process,
+    row_fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> Run:
     """Prepare data, split and folder.
 
@@ -121,6 +131,7 @@ def open_run(
         reporter: told the progress.
         folder: of an existing run; None: the one the settings name.
         make_executor: makes what computes the run; `ray_ltdd.cluster.executor.make_executor` makes the one the settings ask for.
+        row_fields: see `Run`.
 
     Raises:
         InputError: data or folders cannot be used.
@@ -143,7 +154,7 @@ def open_run(
     )
     split, _ = store.get_or_compute(split_key, lambda slot: split_payload(draw_split(config.split, prepared)))
     bench = WorkbenchSpec(prepared, split, config.compute).open()
-    return Run(config, folder, bench, make_executor(RunParts(config, folder, bench, store, reporter)))
+    return Run(config, folder, bench, make_executor(RunParts(config, folder, bench, store, reporter)), dict(row_fields))
 
 
 def prepare(config: ExperimentConfig, reporter: Reporter) -> PreparedDataset:
@@ -194,12 +205,17 @@ def execute(run: Run) -> Report:
 def evaluate(run: Run, distilled: Distilled) -> Report:
     """Train and test the students, add their rows to RUN/results, and return what to say about them."""
     scores = pipeline.evaluate(run.config, run.bench, run.executor, distilled)
-    image_bytes = png_bytes(distilled.images.tensors()["image"])
-    label_bytes = sum(tensor.numel() * tensor.element_size() for tensors, _ in _label_files(run, distilled).values() for tensor in tensors.values())
+    image_bytes, label_bytes = sizes(run, distilled)
     rows = result_rows(run, scores, image_bytes, label_bytes)
     append_rows(run.folder / "results", rows)
     _, rule = shot_groups(run.bench.split.count_K)
     return Report(run, aggregate(rows), run.executor.records(), notes(run, distilled), image_bytes, label_bytes, rule)
+
+
+def sizes(run: Run, distilled: Distilled) -> tuple[int, int]:
+    """Bytes of the distilled images as PNG, and of the labels a user must keep."""
+    kept = [tensor for tensors, _ in _label_files(run, distilled).values() for tensor in tensors.values()]
+    return png_bytes(distilled.images.tensors()["image"]), sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 def draw_run_gallery(run: Run, distilled: Distilled) -> Path:
@@ -227,15 +243,18 @@ def draw_run_gallery(run: Run, distilled: Distilled) -> Path:
 def result_rows(run: Run, scores: Scores, image_bytes: int, label_bytes: int) -> list[dict[str, Any]]:
     """One row per tested network."""
     config, size = run.config, run.bench.prepared.image_size
-    rows = []
-    for source, artifacts in scores.students.items():
-        network = config.evaluate.model.label_at(size)
-        own = {"labels": config.relabel.labels, "image_bytes": image_bytes, "label_bytes": label_bytes} if source == "distilled" else {}
-        rows += [{**_row(run, artifact, source, network, number), **own} for number, artifact in enumerate(artifacts)]
+    rows = [row for source, artifacts in scores.students.items() for row in student_rows(run, source, artifacts, image_bytes, label_bytes)]
     named = [("observer", scores.observer, config.observer)]
     named += [("teacher", artifact, expert) for artifact, expert in zip(scores.teachers, config.teachers, strict=True)]
     rows += [_row(run, artifact, role, expert.model.label_at(size), expert.member) for role, artifact, expert in named]
     return rows
+
+
+def student_rows(run: Run, source: Source, students: Sequence[Artifact], image_bytes: int, label_bytes: int) -> list[dict[str, Any]]:
+    """One row per student, or per part of one, trained on `source`."""
+    network = run.config.evaluate.model.label_at(run.bench.prepared.image_size)
+    own = {"labels": run.config.relabel.labels, "image_bytes": image_bytes, "label_bytes": label_bytes} if source == "distilled" else {}
+    return [{**_row(run, artifact, source, network, number), **own} for number, artifact in enumerate(students)]
 
 
 def _row(run: Run, artifact: Artifact, method: str, network: str, number: int) -> dict[str, Any]:
@@ -268,6 +287,10 @@ def _row(run: Run, artifact: Artifact, method: str, network: str, number: int) -
         "device": artifact.manifest["device"],
         "versions": json.dumps(artifact.manifest["versions"]),
         "settings": json.dumps(config.model_dump(mode="json")),
+        "n_tested": run.bench.n_images(config.evaluate.part),
+        "state": "complete",
+        "epochs": artifact.record.get("epoch", config.evaluate.epochs) if method in ("distilled", "random", "whole") else None,
+        **run.row_fields,
     }
 
 

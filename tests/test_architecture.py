@@ -21,8 +21,10 @@ LEVELS = [
     {"tasks"},
     {"pipeline", "results", "search"},
     {"reporting", "doctor"},
+    {"sweep_view"},
     {"runs"},
     {"cluster"},
+    {"cli_sweep", "cli_report"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

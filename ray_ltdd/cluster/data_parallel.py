@@ -6,10 +6,8 @@ leaves the trained weights in a file beside the checkpoint. Ray Train's own retr
 
 import json
 import os
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_ltdd.artifacts import CheckpointSlot, Payload
+from ray_ltdd.cluster.background import in_background
 from ray_ltdd.cluster.dispatch import MOST_DEATHS
 from ray_ltdd.cluster.session import free_nodes, host_request, resolved_gpu_share
 from ray_ltdd.errors import InputError
@@ -149,7 +148,7 @@ class Training:
             with TemporaryDirectory(
                 prefix=f".{self.assignment.checkpoint.stem}-", dir=self.assignment.checkpoint.parent, ignore_cleanup_errors=True
             ) as folder:
-                fitting = _in_background(self._trainer(counter, folder).fit)
+                fitting = in_background(self._trainer(counter, folder).fit, "ray-train")
                 while not wait([fitting], timeout=POLL_SECONDS).done:
                     self._advance_to(_count(counter))
                 if fitting.exception() is None:
@@ -281,20 +280,6 @@ def _configure_ray_train() -> None:
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     # paths of data and store may be relative
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-
-
-def _in_background(work: Callable[[], Any]) -> Future[Any]:
-    """Run `work` in a thread that does not outlive the interpreter. Ray Train would take over Ctrl-C in the main thread, and exit with 0."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="ray-train", daemon=True).start()
-    return future
 
 
 def _count(counter: Any) -> int:

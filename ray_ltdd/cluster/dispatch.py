@@ -10,12 +10,16 @@ from pathlib import Path
 import ray
 
 from ray_ltdd.artifacts import Artifact, ArtifactStore
-from ray_ltdd.cluster.messages import Failure, HostState, Order, Receipt, StageInputs
+from ray_ltdd.cluster.messages import Elsewhere, Failure, HostState, Order, Receipt, StageInputs
 from ray_ltdd.cluster.pool import Host, HostPool, reason
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Advance, Reporter, StageRecord, Task
 
 POLL_SECONDS = 0.5
+ELSEWHERE_SECONDS = 0.5
+"""Until a task is asked for again whose artifact another process computes."""
+SHARED_SECONDS = 0.1
+"""Until hosts that others have reserved are asked again."""
 MOST_DEATHS = 10
 OUT_OF_MEMORY = "low on memory"
 """What Ray says when its memory monitor ended a worker; a worker that died of anything else may have, it adds, been killed for its memory."""
@@ -23,7 +27,7 @@ DEEP_QUEUE = 4
 """Tasks waiting for every host from which a host gets its next one before it has finished the last, so that it never waits for the driver."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Attempt:
     """A task on its way.
 
@@ -33,6 +37,7 @@ class Attempt:
         n_deaths: hosts that died under it since its checkpoint last moved.
         checkpoint_time: of its resumable state when it was last given out, seconds; 0 without one.
         done: images reported so far.
+        not_before: when it may be given out, on the monotonic clock.
     """
 
     task: Task
@@ -40,6 +45,7 @@ class Attempt:
     n_deaths: int = 0
     checkpoint_time: float = 0.0
     done: int = 0
+    not_before: float = 0.0
 
 
 @dataclass
@@ -100,19 +106,23 @@ class Dispatcher:
         for _, host in self._flying.values():
             held[host.name] = held.get(host.name, 0) + 1
         depth = 2 if len(self._queue) >= DEEP_QUEUE * self.pool.size else 1
-        # the heaviest tasks come first: they go where a node is not taken away
-        for host in sorted(self.pool.ready, key=lambda host: host.facts is not None and host.facts.tier == "spot"):
-            while self._queue and held[host.name] < depth:
-                attempt = self._queue.popleft()
-                attempt.checkpoint_time = self._checkpoint_time(attempt)
-                order = Order.of(attempt.task, self.stage.common, self.threads, self.errors)
-                self._flying[host.actor.compute.remote(order, [self.reference])] = (attempt, host)
-                held[host.name] += 1
+        due = deque(attempt for attempt in self._queue if attempt.not_before <= time.monotonic())
+        for host in self.pool.takers(len(due), held, depth):
+            attempt = due.popleft()
+            self._queue.remove(attempt)
+            attempt.checkpoint_time = self._checkpoint_time(attempt)
+            order = Order.of(attempt.task, self.stage.common, self.threads, self.errors)
+            self._flying[host.actor.compute.remote(order, [self.reference])] = (attempt, host)
 
     def _collect(self) -> None:
         opening = {host.opening: host for host in self.pool.hosts if host.facts is None}
         waited = [*self._flying, *opening]
-        ray.wait(waited, num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
+        seconds = SHARED_SECONDS if self.pool.is_shared and self._queue else POLL_SECONDS
+        if not waited:
+            # all hosts are others', or the artifact is
+            time.sleep(seconds)
+            return
+        ray.wait(waited, num_returns=1, timeout=seconds, fetch_local=False)
         ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0, fetch_local=False)
         for reference in ready:
             if reference in opening:
@@ -132,6 +142,9 @@ class Dispatcher:
         self.record.busy_seconds += answer.seconds
         if isinstance(answer, Failure):
             self._failed(attempt, host, answer)
+        elif isinstance(answer, Elsewhere):
+            attempt.not_before = time.monotonic() + ELSEWHERE_SECONDS
+            self._queue.append(attempt)
         else:
             self._finished(attempt, answer)
 
@@ -181,7 +194,12 @@ class Dispatcher:
         for host in {host.name: host for _, host in self._flying.values()}.values():
             if host.name not in asked:
                 self._asked[host.actor.state.remote()] = host
-        self.reporter.workers([f"{host.facts.node} {host.facts.device}: {self._labels.get(host.name, '')}" for host in self.pool.ready if host.facts])
+        self.reporter.workers([self._line(host) for host in self.pool.hosts])
+
+    def _line(self, host: Host) -> str:
+        if host.facts is None:
+            return "an expert host is starting"
+        return f"{host.facts.node}, process {host.facts.pid}, {host.facts.device}: {self._labels.get(host.name) or 'idle'}"
 
     def _take_in(self, host: Host, state: HostState) -> None:
         self._labels[host.name] = state.label

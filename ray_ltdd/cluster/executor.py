@@ -16,7 +16,9 @@ from ray_ltdd.cluster.dispatch import Dispatcher
 from ray_ltdd.cluster.messages import HostSpec, StageInputs
 from ray_ltdd.cluster.pool import HostPool, group_of
 from ray_ltdd.cluster.session import connected, free_nodes
+from ray_ltdd.cluster.shared import SharedPool
 from ray_ltdd.config import ExperimentConfig
+from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Advance, Executor, Reporter, StageRecord, Task
 from ray_ltdd.runs import RunParts, in_this_process
 from ray_ltdd.sharding import heaviest_first
@@ -38,6 +40,7 @@ class RayExecutor:
         config: the experiment; its `cluster` and `compute` settings are used.
         reporter: told the progress.
         errors: folder for tracebacks.
+        is_guest: the hosts are somebody else's: they are found, and shared with others.
     """
 
     store: ArtifactStore
@@ -47,6 +50,7 @@ class RayExecutor:
     config: ExperimentConfig
     reporter: Reporter
     errors: Path
+    is_guest: bool = False
     _records: dict[str, StageRecord] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
     _pool: HostPool | None = None
@@ -93,10 +97,16 @@ class RayExecutor:
         if self.config.compute.threads is not None or pool.spec.gpu_share:
             return self.config.compute.threads
         nodes = [node["CPU"] for node in free_nodes() if node.get("CPU")]
-        busy_per_node = -(-min(n_tasks, pool.size) // max(len(nodes), 1))
+        n_busy = pool.size if self.is_guest else min(n_tasks, pool.size)
+        busy_per_node = -(-n_busy // max(len(nodes), 1))
         return max(int(min(nodes, default=1) // busy_per_node), 1)
 
     def _compute_together(self, task: Task, record: StageRecord, advance: Advance) -> Artifact:
+        if self.is_guest:
+            raise InputError(
+                f"{task.label} is to be trained by cluster.expert_workers={task.n_workers} processes together, which a sweep's hosts leave no room "
+                "for: have `ray-ltdd run` train it first, with the same store."
+            )
         # the group's workers need what the hosts hold
         self._hosts().close()
         artifact, computed = self.store.get_or_compute(task.key, partial(self._train_together, task, advance))
@@ -113,7 +123,7 @@ class RayExecutor:
     def _hosts(self) -> HostPool:
         if self._pool is None:
             self._stack.enter_context(connected(self.config.cluster.address))
-            self._pool = HostPool(self.spec, self.group, self.config.cluster)
+            self._pool = (SharedPool if self.is_guest else HostPool)(self.spec, self.group, self.config.cluster)
             self._stack.callback(self._pool.close)
         return self._pool
 
@@ -137,3 +147,9 @@ def make_executor(parts: RunParts) -> Executor:
     title = f"{bench.split.name}, experts {', '.join(dict.fromkeys(key[:8] for key in keys))}"
     spec = HostSpec(parts.store.root, bench.spec.split.folder, config.output.checkpoint_seconds, 0.0, title)
     return RayExecutor(parts.store, bench.spec, spec, group, config, parts.reporter, parts.folder / "errors")
+
+
+def guest_executor(parts: RunParts, group: str) -> Executor:
+    """An executor on the hosts of a group that somebody else keeps."""
+    spec = HostSpec(parts.store.root, parts.bench.spec.split.folder, parts.config.output.checkpoint_seconds, 0.0, "")
+    return RayExecutor(parts.store, parts.bench.spec, spec, group, parts.config, parts.reporter, parts.folder / "errors", is_guest=True)

@@ -1,6 +1,7 @@
 """The expert host: an actor that keeps the experts on its device and computes tasks. It holds no maths: it decodes, calls, encodes."""
 
 import os
+import threading
 import time
 import traceback
 import warnings
@@ -13,14 +14,16 @@ from typing import Any
 import ray
 import torch
 
-from ray_ltdd.artifacts import Artifact, ArtifactStore, CheckpointSlot, Payload
-from ray_ltdd.cluster.messages import Failure, HostFacts, HostSpec, HostState, Order, Receipt, StageInputs
+from ray_ltdd.artifacts import Artifact, ArtifactStore, BeingComputed, CheckpointSlot, Payload
+from ray_ltdd.cluster.messages import Elsewhere, Failure, HostFacts, HostSpec, HostState, Order, Receipt, StageInputs
 from ray_ltdd.errors import InputError
 from ray_ltdd.workbench import Workbench, WorkbenchSpec
 
 N_REMEMBERED = 4
 N_BENCHES = 3
 """Kept open at a time: a sweep's trials on several splits take turns on one host."""
+RESERVED_SECONDS = 30.0
+"""After which a host is free again when no order follows: whoever reserved it is dead."""
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
@@ -36,6 +39,8 @@ class ExpertHost:
         self._benches: OrderedDict[str, Workbench] = OrderedDict()
         self._done: OrderedDict[str, int] = OrderedDict()
         self._label = ""
+        self._lock = threading.Lock()
+        self._reserved_until = 0.0
 
     def open(self) -> HostFacts | Failure:
         """Say where it stands; a failure where its node does not see the store."""
@@ -57,8 +62,8 @@ class ExpertHost:
         self._facts = HostFacts(node, context.get_node_id(), os.getpid(), device, str(context.get_node_labels().get("tier", "")), spec.title)
         return self._facts
 
-    def compute(self, order: Order, stage: list[ray.ObjectRef]) -> Receipt | Failure:
-        """Compute one task, or find its artifact in the store.
+    def compute(self, order: Order, stage: list[ray.ObjectRef]) -> Receipt | Failure | Elsewhere:
+        """Compute one task, or find its artifact in the store; a host does not wait for one that another process computes.
 
         Args:
             order: the task.
@@ -67,7 +72,7 @@ class ExpertHost:
         started = time.monotonic()
         if order.threads is not None:
             torch.set_num_threads(order.threads)
-        self._label = order.label
+        self._label, self._reserved_until = order.label, float("inf")
         self._start_counting(order.key.digest)
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -76,16 +81,18 @@ class ExpertHost:
             seconds = time.monotonic() - started
             told = tuple(str(w.message) for w in caught if issubclass(w.category, UserWarning))
             return Receipt(artifact.folder, artifact.manifest, computed, seconds, artifact.n_bytes if computed else 0, told)
+        except BeingComputed:
+            return Elsewhere(time.monotonic() - started)
         except Exception as error:
             return self._failure(order, error, time.monotonic() - started)
         finally:
-            self._label = ""
+            self._label, self._reserved_until = "", 0.0
 
     def _get_or_compute(self, order: Order, stage: StageInputs) -> tuple[Artifact, bool]:
         if self._store is None:
             raise RuntimeError("an expert host was given work before it was opened")
         run = partial(_run, order, self._bench(stage.bench), partial(self._advance, order.key.digest), {**stage.common, **order.inputs})
-        return self._store.get_or_compute(order.key, run)
+        return self._store.get_or_compute(order.key, run, wait=False)
 
     def _stage(self, reference: ray.ObjectRef) -> StageInputs:
         if self._inputs is None or self._inputs[0] != reference.hex():
@@ -121,6 +128,15 @@ class ExpertHost:
                 self._benches.popitem()[1].release()
         sentence = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
         return Failure(sentence, _write_traceback(order, error), out_of_memory, seconds)
+
+    @ray.method(concurrency_group="io")
+    def reserve(self) -> bool:
+        """Promise the next order to the caller, if the host is idle and promised to nobody: for hosts that several executors share."""
+        with self._lock:
+            is_free = time.monotonic() >= self._reserved_until
+            if is_free:
+                self._reserved_until = time.monotonic() + RESERVED_SECONDS
+            return is_free
 
     @ray.method(concurrency_group="io")
     def state(self) -> HostState:

@@ -109,6 +109,17 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Another process computes a task's artifact: ask again later.
+
+    Attributes:
+        seconds: the host was busy with finding out.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class HostFacts:
     """What a ready host says of itself.
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.actor import ActorHandle
@@ -65,8 +66,10 @@ class HostPool:
         spec: what every host sets up; `gpu_share` is filled in here.
         group: first part of the hosts' names.
         cluster: sizes and limits.
+        is_shared: whether others give orders to the hosts as well.
     """
 
+    is_shared: ClassVar[bool] = False
     spec: HostSpec
     group: str
     cluster: ClusterConfig
@@ -133,6 +136,18 @@ class HostPool:
                 f"no node of the cluster can hold an expert host of {_describe(request)} (nodes: {largest}): lower cluster.cpus_per_worker, "
                 "cluster.gpu_share or cluster.memory_gb, or raise cluster.wait_seconds where an autoscaler has to start the node."
             )
+
+    def takers(self, n: int, held: Mapping[str, int], depth: int) -> list[Host]:
+        """The hosts that take the next `n` orders, or as many as may be given out: one host several times, until it holds `depth`.
+
+        Args:
+            n: orders there are.
+            held: orders every host holds already, by name.
+            depth: most orders a host may hold.
+        """
+        # the heaviest tasks come first: they go where a node is not taken away
+        by_tier = sorted(self.ready, key=lambda host: host.facts is not None and host.facts.tier == "spot")
+        return [host for host in by_tier for _ in range(depth - held[host.name])][:n]
 
     def opened(self, host: Host) -> None:
         """Take in a host's first answer.

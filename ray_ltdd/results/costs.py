@@ -2,13 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ray_ltdd.errors import InputError
+from ray_ltdd.results.figures.pareto import accuracy_and_bytes, accuracy_over_bytes
+from ray_ltdd.results.figures.stage_costs import stage_costs
+from ray_ltdd.results.figures.worker_scaling import worker_scaling
 
 SUMMARY = "summary.json"
 
@@ -43,18 +47,6 @@ def read_summary(folder: str | Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def stages_of(folder: str | Path) -> dict[str, Mapping[str, Any]]:
-    """Return the stages' costs of the finished run in `folder`, as `stage_costs` draws them.
-
-    Raises:
-        InputError: the run has no summary yet, or it is damaged.
-    """
-    summary = read_summary(folder)
-    if summary is None:
-        raise InputError(f"{folder} has no {SUMMARY} yet: run it to its end.")
-    return dict(summary.get("stages") or {})
-
-
 def load_costs(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """Load the stages' costs of all finished runs below some folders.
 
@@ -66,15 +58,34 @@ def load_costs(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         InputError: a folder does not exist, or a summary is damaged.
     """
-    rows = []
-    for folder in [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]:
-        if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}: give one that `ray-ltdd run` or `ray-ltdd sweep` made.")
-        for place, folders, names in os.walk(folder):
-            folders[:] = sorted(name for name in folders if name != "store" and not name.startswith("."))
-            if SUMMARY in names:
-                rows += _rows(Path(place))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame([row for folder in _finished(paths) for row in _rows(folder)], columns=COLUMNS)
+
+
+def stage_figures(paths: str | Path | Sequence[str | Path]) -> dict[str, Figure]:
+    """Draw the stages' costs of every finished run below some folders: name of the run -> figure of `stage_costs`.
+
+    Raises:
+        InputError: a folder does not exist, or a summary is damaged.
+    """
+    known = {folder.name: (read_summary(folder) or {}).get("stages") for folder in _finished(paths)}
+    return {name: stage_costs(stages, f"Cost of the stages, {name}") for name, stages in known.items() if stages}
+
+
+def bytes_figures(rows: pd.DataFrame) -> dict[str, Figure]:
+    """Draw test accuracy for the bytes kept where sizes differ by more than a tenth: title -> figure, one a benchmark, IF and network.
+
+    Args:
+        rows: of `load_results`.
+    """
+    figures = {}
+    tested = rows[(rows["part"] == "test") & (rows["method"] == "distilled")]
+    for (benchmark, factor, network), own in tested.groupby(["benchmark", "imbalance_factor", "network"], sort=False):
+        table = accuracy_and_bytes(own)
+        # below a tenth the difference is that of PNG's compression, not of a choice
+        if table["bytes"].max() > 1.1 * table["bytes"].min():
+            title = f"{benchmark}, IF {factor:g}, {network}: accuracy for the bytes kept"
+            figures[title] = accuracy_over_bytes(table, title)
+    return figures
 
 
 def worker_gains(costs: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +104,26 @@ def worker_gains(costs: pd.DataFrame) -> pd.DataFrame:
     first = several.groupby(keys)[["wall_seconds", "n_workers"]].transform("first")
     speedup = first["wall_seconds"] / several["wall_seconds"]
     gains = several.assign(speedup=speedup, efficiency=speedup * first["n_workers"] / several["n_workers"])
-    return gains.sort_values(["fingerprint", "stage", "n_workers"])[[*keys, "n_workers", "wall_seconds", "speedup", "efficiency"]].reset_index(drop=True)
+    return gains.sort_values(["fingerprint", "stage", "n_workers"])[[*keys, "n_workers", "wall_seconds", "speedup", "efficiency"]].reset_index(
+        drop=True
+    )
+
+
+def scaling_figures(costs: pd.DataFrame) -> dict[str, Figure]:
+    """Return one figure of `worker_scaling` for each set of equal settings that several numbers of workers computed: fingerprint -> figure."""
+    gains = worker_gains(costs)
+    return {str(key): worker_scaling(own, f"Speedup over the fewest workers, {key}") for key, own in gains.groupby("fingerprint", sort=False)}
+
+
+def _finished(paths: str | Path | Sequence[str | Path]) -> Iterator[Path]:
+    """The folders of finished runs."""
+    for folder in [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]:
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}: give one that `ray-ltdd run` or `ray-ltdd sweep` made.")
+        for place, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if name != "store" and not name.startswith("."))
+            if SUMMARY in names:
+                yield Path(place)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -51,8 +51,8 @@ class ImageSets:
 def load_image_sets(folder: str | Path) -> ImageSets:
     """Load the images of the run in `folder`.
 
-    They come from FOLDER/images.parquet where `write_image_sets` left one; else the distilled ones from FOLDER/distilled and the initial ones from the
-    run's store. A store that is gone leaves the distilled ones alone.
+    They come from FOLDER/images.parquet where `write_image_sets` left one; else the distilled ones from FOLDER/distilled and the initial ones from
+    the run's store. A store that is gone leaves the distilled ones alone.
 
     Raises:
         InputError: the folder holds neither, or what it holds is damaged.

@@ -15,9 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ray_ltdd.errors import InputError
-from ray_ltdd.results.rows import SCHEMA
-
-IDENTITY = ["artifact", "fingerprint", "method"]
+from ray_ltdd.results.rows import IDENTITY, SCHEMA
 
 _FILE = "__filename"
 _STORE = {"checkpoints", "locks"}
@@ -27,11 +25,12 @@ _INCIDENTAL: dict[str, tuple[str, ...]] = {"data": ("root", "path"), "compute": 
 _BASELINE = ("data", "split", "distill", "evaluate", "compute")
 
 
-def load_results(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
+def load_results(paths: str | Path | Sequence[str | Path], states: Sequence[str] = ("complete",)) -> pd.DataFrame:
     """Load the result rows of runs, of sweeps, or of folders that hold such, each result once.
 
     Args:
         paths: one or more folders, each searched through; artifact stores below them are not.
+        states: of the rows wanted; `pruned` rows are accuracies at an earlier epoch, `failed` ones have none.
 
     Returns:
         the columns of `ray_ltdd.results.rows.SCHEMA` (accuracies are shares in [0, 1], `stage_seconds` is a dict of seconds, `settings` JSON
@@ -46,7 +45,10 @@ def load_results(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     if not files:
         places = ", ".join(map(str, folders)) or "no folder"
         raise InputError(f"there are no result rows in {places}: give folders that `ray-ltdd run` made, or one that holds such.")
-    frame = _read(list(dict.fromkeys(files))).drop_duplicates(IDENTITY, ignore_index=True)
+    frame = _read(list(dict.fromkeys(files))).drop_duplicates(list(IDENTITY), ignore_index=True)
+    # rows of version 1 have no state
+    frame["state"] = frame["state"].fillna("complete")
+    frame = frame[frame["state"].isin(list(states))].reset_index(drop=True)
     frame["folder"] = [_run_folder(name) for name in frame.pop(_FILE)]
     frame["stage_seconds"] = pd.Series([dict(pairs) if pairs is not None else {} for pairs in frame["stage_seconds"]], dtype=object)
     settings = parsed_settings(frame)

@@ -1,6 +1,14 @@
 """Result rows: one per tested network, one schema, append-only Parquet files that any number of writers may add to.
 
-A row's identity is the digest of the artifact it reports, so the same result is never written twice.
+A row's identity is the digest of the artifact it reports and, in a sweep, the trial it belongs to, so the same result is never written twice.
+A sweep's trial that failed before it had a network to test has one row without accuracies.
+
+Version 2 added `n_tested`, `state` and what a sweep knows of its rows; readers give rows of version 1 null there (`state` null means complete).
+All files of any number of folders are one table:
+
+    pyarrow.dataset.dataset(files, schema=SCHEMA).to_table()
+    pandas.read_parquet(files, schema=SCHEMA)
+    duckdb: SELECT * FROM read_parquet('runs/**/rows-*.parquet', union_by_name = true)
 """
 
 import hashlib
@@ -15,7 +23,7 @@ import pyarrow.parquet as pq
 from ray_ltdd.errors import InputError
 from ray_ltdd.storage import atomic_file, readable_os_error
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = pa.schema(
     [
@@ -66,9 +74,23 @@ SCHEMA = pa.schema(
         pa.field("device", pa.string()),
         pa.field("versions", pa.string(), metadata={"meaning": "JSON"}),
         pa.field("settings", pa.string(), metadata={"meaning": "all resolved settings, JSON"}),
+        pa.field("n_tested", pa.int64(), metadata={"meaning": "images it was tested on"}),
+        pa.field("state", pa.string(), metadata={"meaning": "complete; pruned: tested before its last epoch, and stopped; failed"}),
+        pa.field("epochs", pa.int32(), metadata={"meaning": "of the student's training before it was tested; null for experts"}),
+        pa.field("sweep", pa.string(), metadata={"meaning": "name of the sweep; null outside of one, as all that follows"}),
+        pa.field("cell", pa.string(), metadata={"meaning": "the sweep's cell, such as cifar10_lt-if100-ipc10"}),
+        pa.field("study", pa.string(), metadata={"meaning": "name of the cell's study in the sweep's journal"}),
+        pa.field("role", pa.string(), metadata={"meaning": "trial; or winner, defaults: a final run, on the full split and the test part"}),
+        pa.field("trial", pa.int32(), metadata={"meaning": "number in the study; of a winner: the trial whose point it has; null for defaults"}),
+        pa.field("params", pa.string(), metadata={"meaning": "the searched parameters and their values, JSON"}),
+        pa.field("objectives", pa.list_(pa.float64()), metadata={"meaning": "the trial's values in the study"}),
+        pa.field("reason", pa.string(), metadata={"meaning": "why it failed"}),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
+
+IDENTITY = ("artifact", "fingerprint", "method", "sweep", "study", "role", "trial")
+"""Columns in which two rows agree if and only if they report the same result."""
 
 
 def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -78,7 +100,8 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         InputError: the folder cannot be written.
     """
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
-    identity = json.dumps([[row["artifact"], row["fingerprint"], row["method"]] for row in rows])
+    # null is left out, so that rows outside of sweeps have the names they had in version 1
+    identity = json.dumps([[row[name] for name in IDENTITY if row.get(name) is not None] for row in rows])
     path = folder / f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.parquet"
     with readable_os_error(folder):
         if not path.exists():
@@ -88,15 +111,15 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def read_rows(folder: Path) -> pa.Table:
-    """Read all rows of a results folder, each artifact once per fingerprint and method.
+    """Read all rows of a results folder, each result once.
 
     Raises:
         InputError: a file is damaged.
     """
     table = pa.concat_tables([_read(path) for path in sorted(folder.glob("rows-*.parquet"))] or [SCHEMA.empty_table()])
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[Any, ...]] = set()
     keep = []
-    for index, identity in enumerate(zip(*(table[name].to_pylist() for name in ("artifact", "fingerprint", "method")), strict=True)):
+    for index, identity in enumerate(zip(*(table[name].to_pylist() for name in IDENTITY), strict=True)):
         if identity not in seen:
             seen.add(identity)
             keep.append(index)

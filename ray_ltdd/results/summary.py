@@ -97,7 +97,7 @@ def outcome_table(outcomes: Sequence[Outcome], part: str, n_tested: int, group_r
 def stage_table(records: Sequence[StageRecord]) -> Table:
     """Seconds of every stage: in this run, and when its artifacts were computed; with workers, how busy they were and what they moved."""
     has_workers = any(record.n_workers for record in records)
-    table = Table(title="Stages: seconds of this run, and what computing took in all", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="Seconds per stage: this run, and computing in all", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", no_wrap=True)
     for heading in ("seconds", "in all", "images/s", "stored", *(("workers", "moved") if has_workers else ())):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -1,53 +1,63 @@
-"""The trials of a sweep, from result rows: one table a cell, as the figures take them (see `ray_ltdd.results.figures.trials`).
-
-A row of a sweep has, beside what all rows have, `cell` (the study), `state` (`COMPLETE`, `PRUNED`, `FAIL`) and `params` (the point of the space by
-dotted name; as a mapping, as pairs, or as JSON). Rows scored on the validation part are trials; those scored on the test part are final runs.
-"""
+"""The trials of a sweep, from result rows: one table a study, as the figures take them (see `ray_ltdd.results.figures.trials`)."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ray_ltdd.errors import InputError
+from ray_ltdd.results.export import STATES
 from ray_ltdd.results.figures.crops_response import crops_response
 from ray_ltdd.results.figures.momentum_response import momentum_response
 from ray_ltdd.results.figures.parallel_coordinates import parallel_coordinates
 from ray_ltdd.results.figures.parameter_importance import parameter_importance
 from ray_ltdd.results.figures.sweep_history import sweep_history
 from ray_ltdd.results.figures.trials import COMPLETE
+from ray_ltdd.results.load import load_results
+from ray_ltdd.results.tables import own_results
 
-COLUMNS = ("cell", "state", "params")
 NULL = "none"
 """What a parameter shows that was searched and set to null; one that does not exist in a trial is missing."""
 
 _OWN = ("number", "state", "value", "seconds")
+# as Optuna and the figures name them
+_STATE = {"complete": COMPLETE, "pruned": "PRUNED", "failed": "FAIL"}
 
 
-def of_sweeps(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that belong to a cell of a sweep; none where the rows have no such columns."""
-    if any(name not in rows.columns for name in COLUMNS):
-        return rows.iloc[:0]
-    return rows[rows["cell"].notna() & (rows["cell"] != "")]
-
-
-def trials_of(rows: pd.DataFrame, metric: str = "top1") -> dict[str, pd.DataFrame]:
-    """Return every cell's trials.
+def load_trials(paths: str | Path | list[str | Path]) -> dict[str, pd.DataFrame]:
+    """Load every study's trials, pruned and failed ones too.
 
     Args:
-        rows: of `load_results`.
-        metric: what `value` is; the mean over the students of a trial.
+        paths: one or more folders, each searched through.
 
     Returns:
-        cell -> a table with `number` (int, in the order in which trials were made), `state`, `value` (float, NaN where there is none), `seconds`
-        (float, of all the trial's stages when computed) and one column a parameter. Empty when there is no sweep.
+        study -> a table, see `trials_of`. Empty where no rows are of a sweep.
+
+    Raises:
+        InputError: a path does not exist, or there are no rows in any.
     """
-    swept = of_sweeps(rows)
-    # a failed trial has no score and so no part
-    trials = swept[swept["part"] != "test"]
-    return {str(cell): _trials(group, metric) for cell, group in trials.groupby("cell", sort=False)}
+    return trials_of(load_results(paths, STATES))
+
+
+def trials_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return every study's trials.
+
+    Args:
+        rows: of `load_results`, of all states.
+
+    Returns:
+        the cell's name, or the study's where a cell has several, -> a table with `number` (int), `state` (`COMPLETE`, `PRUNED`, `FAIL`), `value`
+        (float: the study's first objective, such as validation top-1 as a share; of a pruned trial its top-1 when it was stopped; NaN where there
+        is none), `seconds` (float, of all the trial's stages when they were computed) and one column a parameter.
+    """
+    trials = rows[rows["role"] == "trial"]
+    names = trials["cell"].where(trials.groupby("cell")["study"].transform("nunique") == 1, trials["study"])
+    return {str(name): _trials(group) for name, group in trials.groupby(names, sort=False)}
 
 
 def parameters_of(trials: pd.DataFrame) -> list[str]:
@@ -55,68 +65,86 @@ def parameters_of(trials: pd.DataFrame) -> list[str]:
     return [str(name) for name in trials.columns if name not in _OWN]
 
 
-def sweep_summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell: `cell`, `trials`, `complete`, `pruned`, `failed` (int), `best_percent` (validation top-1; NaN where no trial has
-    ended), `best_params` (text), `hours` (of computing).
+def sweep_summary(trials: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return one row a study: `cell`, `trials`, `complete`, `pruned`, `failed` (int), `best_percent` (validation accuracy; NaN where no trial has
+    ended), `best_params` (text), `hours` (of computing, shared stages counted in every trial that used them).
     """
     columns = ["cell", "trials", "complete", "pruned", "failed", "best_percent", "best_params", "hours"]
-    return pd.DataFrame([{"cell": cell, **_summary(trials)} for cell, trials in trials_of(rows).items()], columns=columns)
+    return pd.DataFrame([{"cell": cell, **_summary(own)} for cell, own in trials.items()], columns=columns)
 
 
-def sweep_figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    """Return what can be drawn of every cell, title -> figure: course, importance, parallel coordinates, and the responses that were searched.
+def sweep_finals(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what is reported of a sweep: winners and defaults, distilled anew and tested on the test part, as `own_results`, a label telling which.
+
+    Args:
+        rows: of `load_results`.
+
+    Raises:
+        InputError: two studies have a winner for one cell of the paper's.
+    """
+    finals = rows[rows["role"].isin(["winner", "defaults"]) & (rows["method"] == "distilled")]
+    if finals.empty:
+        return pd.DataFrame(columns=["label", "benchmark", "imbalance_factor", "images_per_class", "mean", "deviation", "n", "published_percent"])
+    return own_results(finals, final_labels(finals))
+
+
+def final_labels(rows: pd.DataFrame) -> dict[str, str]:
+    """Return what final runs are called in tables: recipe -> `winner of SWEEP` or `defaults of SWEEP`.
+
+    Args:
+        rows: of `load_results`; those that are no final run of distilled images are passed over.
+    """
+    finals = rows[rows["role"].isin(["winner", "defaults"]) & (rows["method"] == "distilled")]
+    return {str(key): f"{role} of {sweep}" for key, role, sweep in zip(finals["recipe"], finals["role"], finals["sweep"], strict=True)}
+
+
+def sweep_figures(trials: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Return what can be drawn of every study, title -> figure: course, importance, parallel coordinates, and the responses that were searched.
 
     A figure that needs more trials than there are, or parameters that were not searched, is left out.
     """
     figures = {}
-    for cell, trials in trials_of(rows).items():
-        names = parameters_of(trials)
+    for cell, own in trials.items():
+        names = parameters_of(own)
         draws: dict[str, Callable[[], Figure]] = {
-            "course of the sweep": lambda trials=trials, cell=cell: sweep_history(trials, title=f"Course of the sweep, {cell}"),
-            "importance of the parameters": lambda trials=trials, names=names: parameter_importance(trials, names),
-            "parameters of the trials": lambda trials=trials, names=names: parallel_coordinates(trials, names),
-            "response to the momentum schedule": lambda trials=trials: momentum_response(trials),
-            "response to the choice of initial images": lambda trials=trials: crops_response(trials),
+            "course of the sweep": partial(sweep_history, own, title=f"Course of the sweep, {cell}"),
+            "importance of the parameters": partial(parameter_importance, own, names),
+            "parameters of the trials": partial(parallel_coordinates, own, names),
+            "response to the momentum schedule": partial(momentum_response, own),
+            "response to the choice of initial images": partial(crops_response, own),
         }
         for name, draw in draws.items():
-            try:
+            with suppress(InputError):
                 figures[f"{cell}: {name}"] = draw()
-            except InputError:
-                continue
     return figures
 
 
-def _trials(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    points = [_point(value) for value in rows["params"]]
+def _trials(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a trial; its students' values are averaged, as the study does."""
+    points = [json.loads(text) if isinstance(text, str) else {} for text in rows["params"]]
     names = list(dict.fromkeys(name for point in points for name in point))
-    trial = rows["trial"] if "trial" in rows.columns else pd.Series([json.dumps(point, sort_keys=True) for point in points], index=rows.index)
+    first = pd.Series([values[0] if values is not None and len(values) else None for values in rows["objectives"]], index=rows.index, dtype=float)
     table = pd.DataFrame(
         {
-            "trial": trial,
-            "created": rows["created"],
-            "state": rows["state"],
-            "value": rows[metric].astype(float),
-            "seconds": [sum((seconds or {}).values()) for seconds in rows["stage_seconds"]],
+            "number": rows["trial"].astype(int),
+            "state": rows["state"].map(_STATE),
+            "value": first.fillna(rows["top1"].astype(float)),
+            "seconds": [float(sum(seconds.values())) for seconds in rows["stage_seconds"]],
         }
-    ).assign(**{name: pd.Series([point.get(name) for point in points], index=rows.index, dtype=object) for name in names})
-    groups = table.sort_values("created", kind="stable").groupby("trial", sort="trial" in rows.columns, dropna=False)
-    kept = groups.agg({"state": "first", "value": "mean", "seconds": "max", **dict.fromkeys(names, "first")}).infer_objects()
-    numbers = kept.index.astype(int) if "trial" in rows.columns else range(len(kept))
-    return kept.reset_index(drop=True).assign(number=numbers)[["number", "state", "value", "seconds", *names]]
-
-
-def _point(value: Any) -> dict[str, Any]:
-    if value is None or (isinstance(value, float) and pd.isna(value)):
-        return {}
-    pairs = json.loads(value) if isinstance(value, str) else dict(value)
-    return {name: NULL if own is None else own for name, own in pairs.items()} if isinstance(pairs, Mapping) else {}
+    )
+    for name in names:
+        table[name] = pd.Series(
+            [NULL if name in point and point[name] is None else point.get(name) for point in points], index=rows.index, dtype=object
+        )
+    how = {"state": "first", "value": "mean", "seconds": "max", **dict.fromkeys(names, "first")}
+    return table.groupby("number").agg(how).infer_objects().reset_index()
 
 
 def _summary(trials: pd.DataFrame) -> dict[str, Any]:
     done = trials[(trials["state"] == COMPLETE) & trials["value"].notna()]
-    best = done.loc[done["value"].idxmax()] if len(done) else None
+    best = done.sort_values("value", kind="stable").iloc[-1] if len(done) else None
     point = {name: best[name] for name in parameters_of(trials) if pd.notna(best[name])} if best is not None else {}
-    counts = {name: int((trials["state"] == state).sum()) for name, state in (("complete", COMPLETE), ("pruned", "PRUNED"), ("failed", "FAIL"))}
+    counts = {name: int((trials["state"] == state).sum()) for name, state in _STATE.items()}
     shown = ", ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in point.items())
     percent = 100 * float(best["value"]) if best is not None else float("nan")
     return {"trials": len(trials), **counts, "best_percent": percent, "best_params": shown, "hours": trials["seconds"].sum() / 3600}

@@ -110,13 +110,24 @@ def neighbour(cells: Sequence[Cell], cell: Cell) -> Cell | None:
 def interleave(cells: Sequence[Cell], trials: int, head_start: int = 0, done: Mapping[str, int] | None = None) -> Iterator[Cell]:
     """Yield the cell of each trial still to be started: round robin, so that cells advance side by side.
 
+    A sweep that is continued goes on in the order it would have had undisturbed: what is done already is passed over in it.
+
     Args:
         cells: in the sweep's order.
         trials: of every cell in all.
         head_start: a cell joins once its neighbour has had so many trials (or all of them) started.
         done: trials each cell has already, by name.
     """
-    started = {cell.name: (done or {}).get(cell.name, 0) for cell in cells}
+    passed_over = dict(done or {})
+    for cell in _undisturbed(cells, trials, head_start):
+        if passed_over.get(cell.name, 0) > 0:
+            passed_over[cell.name] -= 1
+        else:
+            yield cell
+
+
+def _undisturbed(cells: Sequence[Cell], trials: int, head_start: int) -> Iterator[Cell]:
+    started = {cell.name: 0 for cell in cells}
     neighbours = {cell.name: neighbour(cells, cell) for cell in cells}
     while any(n < trials for n in started.values()):
         for cell in cells:

@@ -204,7 +204,9 @@ def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
     views = ViewsConfig(**(settings["relabel"]["views"] if own else settings["views"]))
     networks = [network_name(settings["student"]["model"]), *([known.teachers[upstream["teachers"]]] if "teachers" in upstream else [])]
     kind = CostKind("students", known.dataset(upstream["split"]), " + ".join(networks))
-    return kind, settings["student"]["epochs"] * n_batches(views, n_images) * min(views.batch_size, n_images), 1
+    # what parts before cost is their own
+    n_epochs = settings.get("last_epoch", settings["student"]["epochs"]) - manifest["record"].get("epochs_before", 0)
+    return kind, n_epochs * n_batches(views, n_images) * min(views.batch_size, n_images), 1
 
 
 _READERS: Mapping[str, Reader] = {
@@ -216,5 +218,6 @@ _READERS: Mapping[str, Reader] = {
     "images": _images,
     "relabel": _relabel,
     "students": _student,
+    "student_parts": _student,
     "scores": _score,
 }

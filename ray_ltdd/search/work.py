@@ -34,6 +34,7 @@ STAGES = {
     "images": "Recover",
     "relabel": "Relabel",
     "students": "Students",
+    "student_parts": "Students",
     "scores": "Experts' accuracy",
 }
 """Folders of the store and the stages, as a run prints them, that they belong to, in the paper's order."""

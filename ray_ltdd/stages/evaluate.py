@@ -8,7 +8,8 @@ Baselines see the same views for the same number of steps.
 Legend: N images, B batch, K classes, S batches of an epoch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -65,6 +66,35 @@ class EvaluateConfig(StudentConfig):
         return StudentConfig(**{name: getattr(self, name) for name in StudentConfig.model_fields})
 
 
+@dataclass(frozen=True)
+class TrainingPart:
+    """Which part of a training is done: a student trained in parts ends with the bytes of one trained in one go.
+
+    Attributes:
+        start: what `TrainedStudent.state` gave after the part before; None: from the beginning.
+        last_epoch: to end after; None: the last of all.
+    """
+
+    start: Mapping[str, torch.Tensor] | None = None
+    last_epoch: int | None = None
+
+
+WHOLE = TrainingPart()
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student as far as it was trained.
+
+    Attributes:
+        tested: what is to be tested, its average or itself; in evaluation mode.
+        state: gives all that a further part goes on from.
+    """
+
+    tested: torch.nn.Module
+    state: Callable[[], dict[str, torch.Tensor]]
+
+
 def train_student(
     config: StudentConfig,
     views_config: ViewsConfig,
@@ -77,8 +107,9 @@ def train_student(
     backend: Backend,
     slot: CheckpointSlot,
     advance: Advance = silent,
-) -> torch.nn.Module:
-    """Train `student` and return what is to be tested: its average, or itself; in evaluation mode.
+    part: TrainingPart = WHOLE,
+) -> TrainedStudent:
+    """Train `student`, in one go or a part of the way.
 
     Args:
         config: the recipe.
@@ -86,12 +117,13 @@ def train_student(
         student: freshly initialised, on the device.
         bank: its training images.
         soft_labels: where target logits come from; None trains on one-hot labels alone, with weight 1.
-        n_steps: batches in all.
+        n_steps: batches in all, of all parts.
         views_seed: of the views.
         n_view_epochs: the views repeat after so many epochs (stored labels); None: never.
         backend: device, precision, compilation.
         slot: resumable state.
-        advance: told the images done.
+        advance: told the images done, those of parts before left out.
+        part: which part.
 
     Raises:
         InputError: the loss became NaN or infinite.
@@ -102,12 +134,13 @@ def train_student(
     flops = 3 * n_steps * batch * forward_flops(student, bank.channels, bank.image_size)
     loss_of = backend.compile(student_loss(config, student, soft_labels is not None, backend), flops)
     per_epoch = n_batches(views_config, len(bank))
-    done = load_training_state(slot, student, optimizer, average)
-    advance(done * batch)
+    done = load_training_state(slot, student, optimizer, average, part.start)
+    advance((done - n_before(part)) * batch)
+    last_step = n_steps if part.last_epoch is None else part.last_epoch * per_epoch
     student.train()
     loss = torch.zeros(())
     views: EpochViews | None = None
-    for t in range(done, n_steps):
+    for t in range(done, last_step):
         epoch, step = divmod(t, per_epoch)
         if views is None or step == 0:
             views = draw_epoch_views(views_config, len(bank), views_seed, epoch % n_view_epochs if n_view_epochs else epoch, backend.device)
@@ -127,7 +160,13 @@ def train_student(
         advance(batch)
     if not bool(loss.isfinite()):
         raise InputError(f"a student's loss became NaN or infinite: lower evaluate.learning_rate (now {config.learning_rate}).")
-    return average.averaged if average is not None else student.eval()
+    tested = average.averaged if average is not None else student.eval()
+    return TrainedStudent(tested, partial(training_state, last_step, student, optimizer, average))
+
+
+def n_before(part: TrainingPart) -> int:
+    """Batches done before a part."""
+    return 0 if part.start is None else int(part.start["n_done"])
 
 
 def student_loss(config: StudentConfig, student: torch.nn.Module, soft: bool, backend: Backend) -> Callable[..., torch.Tensor]:

@@ -1,6 +1,7 @@
 """What training experts and students has in common: the rate's schedule, and the state that makes an interrupted training continue exactly."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -36,9 +37,21 @@ def training_state(
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def load_training_state(slot: CheckpointSlot, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: ExponentialAverage | None) -> int:
-    """Restore what `training_state` saved and return how much was done; 0 when the slot is empty."""
-    state = slot.load()
+def load_training_state(
+    slot: CheckpointSlot,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: ExponentialAverage | None,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> int:
+    """Restore what `training_state` saved and return how much was done.
+
+    Args:
+        slot: holds this computation's own state, if it was interrupted.
+        module, optimizer, average: are set to the state.
+        start: the state it began from, used where the slot is empty; None: as it stands, 0.
+    """
+    state = slot.load() or start
     if state is None:
         return 0
     module.load_state_dict(_under("module/", state))
@@ -52,5 +65,5 @@ def load_training_state(slot: CheckpointSlot, module: torch.nn.Module, optimizer
     return int(state["n_done"])
 
 
-def _under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _under(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

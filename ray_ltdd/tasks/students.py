@@ -17,6 +17,8 @@ from ray_ltdd.stages.views import n_batches
 from ray_ltdd.tasks.keys import joint_digest, key
 from ray_ltdd.workbench import Part, TrainedExpert, Workbench, bank_of
 
+_STATE = "state/"
+
 Source = Literal["distilled", "random", "whole"]
 
 
@@ -64,8 +66,14 @@ def student_task(
     teachers: Sequence[TrainedExpert],
     images: Artifact,
     labels: Artifact,
+    last_epoch: int | None = None,
+    before: Artifact | None = None,
 ) -> Task:
-    """Stage 5, one student: number `number` trained on `source` and tested."""
+    """Stage 5, one student: number `number` trained on `source` and tested; or the part of its training that ends after `last_epoch`.
+
+    A part is an artifact of its own, with the resumable state and the accuracy so far; `before` is the part to go on from. The last part's artifact,
+    `last_epoch` None, has the key of the student trained in one go, since it has its bytes.
+    """
     ipc = config.distill.images_per_class
     upstream = {"split": bench.split.fingerprint, "data": bench.prepared.fingerprint}
     settings: dict[str, Any] = {
@@ -81,8 +89,10 @@ def student_task(
             upstream["teachers"] = joint_digest([teacher.artifact for teacher in teachers])
     else:
         settings |= {"views": config.relabel.views, "images_per_class": ipc}
-    n_steps = config.evaluate.epochs * n_batches(config.relabel.views, ipc * bench.n_classes)
-    n_images = n_steps * min(config.relabel.views.batch_size, ipc * bench.n_classes)
+    per_epoch = n_batches(config.relabel.views, ipc * bench.n_classes)
+    n_before = int(before.record["epoch"]) if before else 0
+    n_epochs = (last_epoch or config.evaluate.epochs) - n_before
+    n_images = n_epochs * per_epoch * min(config.relabel.views.batch_size, ipc * bench.n_classes)
     inputs = {
         "student": config.evaluate.student(),
         "relabel_settings": config.relabel,
@@ -90,13 +100,16 @@ def student_task(
         "source": source,
         "number": number,
         "images_per_class": ipc,
-        "n_steps": n_steps,
+        "n_steps": config.evaluate.epochs * per_epoch,
         "teachers": tuple(teachers),
         "images": images,
         "labels": labels,
         "seed": config.seed,
+        "last_epoch": last_epoch,
+        "before": before,
     }
-    stage_key = key(config, "students", evaluate.VERSION, settings, upstream)
+    stage, own = ("students", {}) if last_epoch is None else ("student_parts", {"last_epoch": last_epoch})
+    stage_key = key(config, stage, evaluate.VERSION, {**settings, **own}, upstream)
     return Task(stage_key, run_student, inputs, n_images, f"student {number} on {source} images")
 
 
@@ -115,8 +128,10 @@ def run_student(
     images: Artifact,
     labels: Artifact,
     seed: int,
+    last_epoch: int | None,
+    before: Artifact | None,
 ) -> Payload:
-    """Train and test one student."""
+    """Train and test one student, or a part of the way."""
     bench.backend.forget()
     student_seed = derive_seed(seed, "student", number)
     model = build_student(
@@ -158,9 +173,21 @@ def run_student(
         bench.backend,
         slot,
         advance,
+        evaluate.TrainingPart(_state(before), last_epoch),
     )
     groups, _ = shot_groups(bench.split.count_K)
-    return evaluate.score(trained, bench.bank(part), bench.n_classes, groups.tolist(), bench.backend)
+    payload = evaluate.score(trained.tested, bench.bank(part), bench.n_classes, groups.tolist(), bench.backend)
+    if before is not None:
+        # what it cost does not count the parts before
+        payload.record["epochs_before"] = before.record["epoch"]
+    if last_epoch is not None:
+        payload.record["epoch"] = last_epoch
+        payload.tensors |= {_STATE + name: tensor for name, tensor in trained.state().items()}
+    return payload
+
+
+def _state(before: Artifact | None) -> dict[str, torch.Tensor] | None:
+    return {name.removeprefix(_STATE): tensor for name, tensor in before.tensors(_STATE).items()} if before else None
 
 
 def score_task(config: ExperimentConfig, bench: Workbench, expert: TrainedExpert) -> Task:

@@ -22,7 +22,14 @@ from ray_ltdd.runs import execute, in_this_process, open_run
 # workers do not find the tests' modules: their functions travel as they are
 ray.cloudpickle.register_pickle_by_value(tiny)
 
-UNITS = ("cluster.executor=ray", "distill.classes_per_unit=3", "recover.exchange_every=5", "compute.threads=1", "output.checkpoint_seconds=0", "evaluate.seeds=2")
+UNITS = (
+    "cluster.executor=ray",
+    "distill.classes_per_unit=3",
+    "recover.exchange_every=5",
+    "compute.threads=1",
+    "output.checkpoint_seconds=0",
+    "evaluate.seeds=2",
+)
 
 
 def config_of(output: Path, *overrides: str):

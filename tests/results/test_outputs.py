@@ -63,7 +63,7 @@ def test_aggregation_is_over_seeds():
 def test_tables_fit_80_columns():
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(outcome_table(aggregate([row(0), row(1, 0.6), row(0, 0.9, "whole")]), "test", 5000, "by count"))
-    console.print(stage_table([StageRecord("Students", 1.0, 2.0, 1, 3, 500)]))
+    console.print(stage_table([StageRecord("Students", 1.0, 2.0, n_computed=1, n_reused=3, n_images=500)]))
     text = console.export_text()
     assert "distilled, soft labels" in text and "55.0 ± 7.1" in text and "3 of 4" in text and "…" not in text
 

@@ -57,7 +57,16 @@ def test_trials_are_interleaved_and_a_cell_waits_for_its_neighbours_head_start(l
 def test_without_a_head_start_it_is_round_robin():
     assert [cell.name for cell in interleave(grid([1, 3]), 2)] == ["0-0", "0-1", "0-2"] * 2
     assert [cell.name for cell in interleave(grid([1, 3]), 2, 2)] == ["0-0", "0-0", "0-1", "0-1", "0-2", "0-2"]
-    assert [cell.name for cell in interleave(grid([1, 3]), 2, 1, {"0-1": 1})] == ["0-0", "0-1", "0-2", "0-0", "0-2"]
+    assert [cell.name for cell in interleave(grid([1, 3]), 2, 1, {"0-1": 1})] == ["0-0", "0-2", "0-0", "0-1", "0-2"]
+
+
+@given(LENGTHS, st.integers(1, 6), st.integers(0, 9), st.data())
+def test_a_continued_sweep_keeps_the_order(lengths, trials, head_start, data):
+    cells = grid(lengths)
+    whole = [cell.name for cell in interleave(cells, trials, head_start)]
+    n = data.draw(st.integers(0, len(whole)))
+    done = {name: whole[:n].count(name) for name in whole[:n]}
+    assert [cell.name for cell in interleave(cells, trials, head_start, done)] == whole[n:]
 
 
 def test_names_and_coordinates(tmp_path):

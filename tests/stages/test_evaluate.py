@@ -21,6 +21,7 @@ from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_student
 from ray_ltdd.stages.evaluate import (
     StudentConfig,
+    TrainingPart,
     labels_online,
     labels_per_image,
     labels_per_view,
@@ -71,7 +72,7 @@ def slot_at(path):
 
 
 def train(path, student=None, soft=None, config=CONFIG, n_steps=N_STEPS, n_view_epochs=None, advance=lambda _: None, bank=BANK):
-    return train_student(config, VIEWS, student or fresh(), bank, soft, n_steps, 5, n_view_epochs, BACKEND, slot_at(path), advance)
+    return train_student(config, VIEWS, student or fresh(), bank, soft, n_steps, 5, n_view_epochs, BACKEND, slot_at(path), advance).tested
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -147,6 +148,35 @@ def test_interrupted_students_end_with_the_same_bytes(tmp_path, make, changes):
     assert done[n_calls] == 7 * 8 and sum(done[n_calls:]) == N_STEPS * 8
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("make", [fresh, WithDropout], ids=["plain", "dropout"])
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "ema_decay": None}, {"warmup_share": 0.5}], ids=str)
+def test_students_trained_in_parts_have_the_bytes_of_those_trained_in_one_go(tmp_path, make, changes):
+    """4 epochs of 3 batches, cut after the first and the third; a part is itself interrupted; whatever a part's student begins as is replaced."""
+    config = CONFIG.model_copy(update=changes)
+    whole = train(tmp_path / "whole", make(0), config=config, n_steps=12)
+    start, told = None, []
+    for number, last_epoch in enumerate((1, 3, None)):
+        part = TrainingPart(start, last_epoch)
+        arguments = (config, VIEWS, make(number), BANK, None, 12, 5, None, BACKEND, slot_at(tmp_path / f"part {number}"))
+        if last_epoch == 3:
+            calls = []
+
+            def interrupt(n, calls=calls):
+                calls.append(n)
+                if len(calls) == 3:
+                    raise Interruption
+
+            with pytest.raises(Interruption):
+                train_student(*arguments, advance=interrupt, part=part)
+        trained = train_student(*arguments, advance=told.append, part=part)
+        torch.rand(3)
+        start = {name: tensor.clone() for name, tensor in trained.state().items()}
+        assert int(start["n_done"]) == {1: 3, 3: 9, None: 12}[last_epoch] and not trained.tested.training
+    assert sum(told) == 12 * 8, "every image once, the parts before left out"
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, trained.tested.state_dict()[name]), name
 
 
 def soft_labels(kind):

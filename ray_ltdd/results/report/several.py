@@ -1,0 +1,121 @@
+"""What the page about several runs shows: a sweep's cells and trials, the reported results, the paper's tables they have a place in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ray_ltdd.errors import InputError
+from ray_ltdd.results.costs import bytes_figures, load_costs
+from ray_ltdd.results.figures.accuracy_curves import accuracy_over_images, accuracy_over_imbalance
+from ray_ltdd.results.report.facts import minute
+from ray_ltdd.results.table_formats import letter
+from ray_ltdd.results.tables import BENCHMARK_NAMES, NUMBERS, PaperTable, own_results, paper_table
+from ray_ltdd.results.trials import final_labels, sweep_figures, sweep_summary, trials_of
+
+
+@dataclass(frozen=True)
+class Several:
+    """Attributes:
+    lead: how much there is.
+    problems: a sentence for each part that cannot be shown.
+    cells: of `sweep_summary`, as records; empty where there is no sweep.
+    results: the reported results, as records of `own_results` with `letters` of their footnotes.
+    footnotes: letter and sentence.
+    tables: the paper's tables in which a number of ours stands.
+    figures: by title.
+    runs: name, fingerprint, when, where, and seconds of computing of each.
+    """
+
+    lead: str
+    problems: tuple[str, ...]
+    cells: list[dict[str, Any]]
+    results: list[dict[str, Any]]
+    footnotes: list[tuple[str, str]]
+    tables: list[PaperTable]
+    figures: dict[str, Figure]
+    runs: list[dict[str, Any]]
+
+
+def several(rows: pd.DataFrame, folder: Path) -> Several:
+    """Gather what is known of all runs in a folder.
+
+    Args:
+        rows: of `load_results(folder, STATES)`.
+        folder: that holds the runs.
+    """
+    trials = trials_of(rows)
+    rows = rows[rows["state"] == "complete"]
+    problems: list[str] = []
+    labels = final_labels(rows)
+    try:
+        ours = own_results(rows, labels)
+    except InputError as error:
+        problems.append(f"The reported results are not shown: {error}")
+        ours = pd.DataFrame()
+    cells = sweep_summary(trials)
+    sentences = list(dict.fromkeys(sentence for marks in ours.get("marks", []) for sentence in marks))
+    results = [
+        {
+            **{str(name): own for name, own in record.items()},
+            "benchmark_name": BENCHMARK_NAMES.get(str(record["benchmark"]), str(record["benchmark"])),
+            "letters": ",".join(letter(sentences.index(sentence)) for sentence in record["marks"]),
+        }
+        for record in ours.to_dict("records")
+    ]
+    return Several(
+        lead=_lead(rows, cells),
+        problems=tuple(problems),
+        cells=[{str(name): own for name, own in record.items()} for record in cells.to_dict("records")],
+        results=results,
+        footnotes=[(letter(i), sentence) for i, sentence in enumerate(sentences)],
+        tables=_tables(rows, labels) if len(ours) else [],
+        figures={**sweep_figures(trials), **_curves(ours), **bytes_figures(rows)},
+        runs=_runs(rows, folder),
+    )
+
+
+def _lead(rows: pd.DataFrame, cells: pd.DataFrame) -> str:
+    n_runs, names = rows["folder"].nunique(), sorted({BENCHMARK_NAMES.get(name, name) for name in rows["benchmark"]})
+    text = f"{n_runs} run{'' if n_runs == 1 else 's'} on {', '.join(names)}, {len(rows):,} tested networks"
+    if len(cells):
+        text += f"; {len(cells)} cell{'' if len(cells) == 1 else 's'} of a sweep with {int(cells['trials'].sum()):,} trials"
+    return text + "."
+
+
+def _tables(rows: pd.DataFrame, labels: Mapping[str, str]) -> list[PaperTable]:
+    tables = []
+    for number in NUMBERS:
+        try:
+            table = paper_table(number, rows, labels)
+        except InputError:
+            # two recipes for one cell: the list of results shows both
+            continue
+        if any(row.kind == "ours" for row in table.rows):
+            tables.append(table)
+    return tables
+
+
+def _curves(ours: pd.DataFrame) -> dict[str, Figure]:
+    """Accuracy over the imbalance factor and over images per class, where there are at least two of them."""
+    figures = {}
+    for (benchmark, network), own in ours.groupby(["benchmark", "network"], sort=False) if len(ours) else ():
+        title = f"{BENCHMARK_NAMES.get(str(benchmark), str(benchmark))}, {network}"
+        if own["imbalance_factor"].nunique() > 1:
+            figures[f"{title}: accuracy over the imbalance factor"] = accuracy_over_imbalance(own, str(benchmark), str(network))
+        if own["images_per_class"].nunique() > 1:
+            figures[f"{title}: accuracy over images per class"] = accuracy_over_images(own, str(benchmark), str(network))
+    return figures
+
+
+def _runs(rows: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
+    seconds = load_costs(folder).groupby("run")["compute_seconds"].sum().to_dict()
+    last = rows.sort_values("created", kind="stable").drop_duplicates("folder", keep="last").sort_values("folder")
+    names = [Path(place).name for place in last["folder"]]
+    return [
+        {"name": name, "fingerprint": row["fingerprint"], "created": minute(row["created"]), "device": row["device"], "seconds": seconds.get(name)}
+        for name, row in zip(names, last.to_dict("records"), strict=True)
+    ]
