@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--parts recovery,overhead,memory,start,imagenet]
 
-- recovery: seconds of stage 4 (digits, 10 work units) with 1 and 2 workers of one thread each, hosts warm, in one run; the efficiency is
+- recovery: seconds of stage 4 (digits, 5 work units) with 1 and 2 workers of one thread each, hosts warm, in one run; the efficiency is
   t1 / (2 t2). Beside it, what two processes without Ray lose by sharing the machine's caches and memory.
 - overhead: 1000 work units that compute nothing, one a class, with the inputs of recovery, on a simulated cluster of 16 nodes with one logical GPU
   each (all of them processes of this machine); and the same units in one process, whose cost is the store's own.
@@ -69,8 +69,8 @@ def main() -> None:
 
 
 def recovery_config(folder: str) -> ExperimentConfig:
-    """Digits in units of one class: four parts of 30 steps."""
-    sizes = ["distill.images_per_class=40", "distill.classes_per_unit=1", "recover.exchange_every=30", "recover.steps=120", "experts.epochs=8"]
+    """Digits in units of two classes: four parts of 100 steps."""
+    sizes = ["distill.images_per_class=20", "distill.classes_per_unit=2", "recover.exchange_every=100", "recover.steps=400", "experts.epochs=8"]
     return load_config(ROOT / "configs" / "quickstart.yaml", [*sizes, "compute.threads=1", f"output.root={folder}"]).config
 
 
