@@ -160,7 +160,8 @@ class HostPool:
         except ray.exceptions.RayActorError as error:
             self.discard(host)
             self._deaths += 1
-            if self._deaths >= MOST_DEATHS_AT_START:
+            # while others are at work, hosts that die at their start are preempted nodes, and no reason to end
+            if self._deaths >= MOST_DEATHS_AT_START and not self.ready:
                 raise InputError(f"{self._deaths} expert hosts in a row died while they started; the last: {reason(error)}") from None
             return
         if isinstance(answer, Failure):
