@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ray_ltdd import cli_report
+from ray_ltdd import cli_report, cli_sweep
 from ray_ltdd.errors import InputError
 
 INTERRUPTED = 130
@@ -20,6 +20,7 @@ INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Prepare and describe datasets.")
 app.add_typer(data_app, name="data")
+app.add_typer(cli_sweep.app)
 app.command()(cli_report.report)
 hosts_app = typer.Typer(no_args_is_help=True, help="Expert hosts that stand on a cluster (cluster.keep_hosts=true leaves them).")
 app.add_typer(hosts_app, name="hosts")

@@ -1,0 +1,39 @@
+"""Which trials stop early: decided from the values the study holds, so that a restart forgets nothing and parallel trials are compared at once."""
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from ray_ltdd.search.config import PrunerConfig
+
+
+def make_pruner(config: PrunerConfig) -> optuna.pruners.BasePruner:
+    """The pruner the settings ask for; values are to be reported at `config.rungs`."""
+    if config.kind == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=config.n_startup_trials)
+    if config.kind == "asha":
+        return RungPruner(config.reduction_factor)
+    return optuna.pruners.NopPruner()
+
+
+class RungPruner(optuna.pruners.BasePruner):
+    """Asynchronous successive halving where rungs are the steps that values are reported at.
+
+    Optuna's own takes rungs at powers of the reduction factor and calls the first step past one its rung: trials reported at other steps would pass
+    several rungs at once.
+    """
+
+    def __init__(self, reduction_factor: int) -> None:
+        """Args: of the trials that have reached a rung, the best 1/reduction_factor pass, and always the best one."""
+        self._reduction_factor = reduction_factor
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial's last value is not among the best of all values at its step; trials that failed do not count."""
+        step = trial.last_step
+        if step is None:
+            return False
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.state != TrialState.FAIL]
+        values = [t.intermediate_values[step] for t in others if step in t.intermediate_values]
+        own = trial.intermediate_values[step]
+        sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+        ranked = sorted((sign * value for value in [own, *values]), reverse=True)
+        return sign * own < ranked[max(len(ranked) // self._reduction_factor, 1) - 1]
