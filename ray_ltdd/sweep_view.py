@@ -34,7 +34,7 @@ class ConsoleView:
         self._quiet = quiet
         self._live: Live | None = None
         self._printed = float("-inf")
-        self._shown = ""
+        self._shown: list[str] = []
 
     @contextmanager
     def open(self) -> Iterator["ConsoleView"]:
@@ -61,10 +61,11 @@ class ConsoleView:
     def _print(self, status: SweepStatus) -> None:
         self._printed = time.monotonic()
         lines = [status.phase, *(_line(cell, status.device_unit) for cell in status.cells)]
-        if lines[1:] != self._shown.splitlines()[1:]:
-            self._shown = "\n".join(lines)
-            for line in lines:
-                self.reporter.console.print(line, highlight=False, soft_wrap=True)
+        # what has not changed is not said again
+        changed = lines if lines[1:] != self._shown[1:] else lines[:1] if lines != self._shown else []
+        self._shown = lines
+        for line in changed:
+            self.reporter.console.print(line, highlight=False, soft_wrap=True)
 
 
 def make_view(quiet: bool) -> ConsoleView:

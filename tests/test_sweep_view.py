@@ -53,8 +53,10 @@ def test_a_log_gets_a_line_a_cell_now_and_then(monkeypatch):
     monkeypatch.setattr("ray_ltdd.sweep_view.SECONDS_BETWEEN_LINES", 0.0)
     plain.update(STATUS)
     assert len(text.getvalue().splitlines()) == 3, "what has not changed is not said again"
-    plain.update(SweepStatus("searching", (WAITING,), (), "GPU-hours"))
-    assert len(text.getvalue().splitlines()) == 5
+    plain.update(SweepStatus("testing", STATUS.cells, (), "GPU-hours"))
+    assert text.getvalue().splitlines()[3:] == ["testing"]
+    plain.update(SweepStatus("testing", (WAITING,), (), "GPU-hours"))
+    assert len(text.getvalue().splitlines()) == 6
 
 
 def test_quiet_shows_nothing():

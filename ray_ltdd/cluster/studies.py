@@ -135,23 +135,25 @@ class CellStudy:
             return
         if rule.kind != "neighbour" or near is None:
             return
-        points = self.study.user_attrs.get(WARM_POINTS)
-        if points is None and near.completed():
-            points = self._points_of(near)
+        points = list(self.study.user_attrs.get(WARM_POINTS, []))
+        more = self._points_of(near, points)
+        if more:
+            points += more
             # kept before they are enqueued: a driver killed in between goes on with the same ones
             self.study.set_user_attr(WARM_POINTS, points)
-        for i, point in enumerate(points or []):
+        for i, point in enumerate(points):
             if f"neighbour {i}" not in known:
                 self.study.enqueue_trial(point, {ORIGIN: f"neighbour {i}"})
 
-    def _points_of(self, near: "CellStudy") -> list[dict[str, Any]]:
-        tried = [self.point(trial) or trial.system_attrs.get("fixed_params") for trial in self.trials()]
-        points: list[dict[str, Any]] = []
+    def _points_of(self, near: "CellStudy", chosen: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The neighbour's best points that are new here, as many as are still wanted; there may be more once it has finished more trials."""
+        known = [*chosen, *(self.point(trial) or trial.system_attrs.get("fixed_params") for trial in self.trials())]
+        more: list[dict[str, Any]] = []
         for trial in near.completed():
             point = self.cell.space.transfer(near.point(trial))
-            if point not in tried and point not in points and len(points) < self.config.warm_start.points:
-                points.append(point)
-        return points
+            if point not in known and point not in more and len(chosen) + len(more) < self.config.warm_start.points:
+                more.append(point)
+        return more
 
     def report(self, trial: Trial, epoch: int, value: float) -> bool:
         """Take in a trial's first student's value after `epoch`; return whether the trial is to stop."""

@@ -41,7 +41,7 @@ from ray_ltdd.storage import atomic_file, readable_os_error
 
 SETTINGS, SUMMARY, LOCK = "sweep.yaml", "sweep_summary.json", ".lock"
 VIEW_SECONDS = 0.5
-END_SECONDS = 15.0
+END_SECONDS = 3.0
 """How long Tune may take to end its trials before their processes are ended under it."""
 TRIAL_BYTES = 2**20
 """Of memory that Ray sets aside for a trial: the hosts have the CPUs, and Tune takes no empty request."""

@@ -109,7 +109,7 @@ class FinalScore:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The winner against the defaults, seed by seed: attributes as in `ray_ltdd.results.aggregate.PairedTest`, in shares; p None where it has none."""
+    """The winner against the defaults, seed by seed: attributes as in `ray_ltdd.results.aggregate.PairedTest`, shares; p None where it has none."""
 
     n: int
     mean: float

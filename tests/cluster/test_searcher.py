@@ -139,6 +139,17 @@ def test_a_neighbour_without_results_is_waited_for(tmp_path):
     assert sum(str(trial.user_attrs.get("origin")).startswith("neighbour") for trial in second.trials()) == 2
 
 
+def test_points_are_taken_over_as_the_neighbour_finds_them(tmp_path):
+    """Of its first trials only the defaults are complete: they are no news."""
+    driver = Driver(sweep_of(tmp_path))
+    driver.run(1)
+    driver.run(2, value=lambda point: math.nan)
+    driver.run()
+    _, second = driver.studies
+    origins = [trial.user_attrs.get("origin") for trial in second.trials()]
+    assert origins[0] == "defaults" and origins.count("neighbour 0") == origins.count("neighbour 1") == 1 and len(origins) == 6
+
+
 def test_what_is_no_number_fails_with_its_reason(tmp_path):
     driver = Driver(sweep_of(tmp_path))
     told = [
