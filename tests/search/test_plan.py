@@ -103,7 +103,8 @@ def test_equal_identities_are_equal_artifacts(finished):
                 seen.add(run.identity)
                 expected[run.kind.stage] += n_artifacts(run, config)
     found = Counter(path.parent.parent.name for path in store.glob(f"*/*/{MANIFEST}"))
-    assert {stage: found[stage] for stage in STAGES} == dict(expected)
+    # students are trained in parts only where a sweep may stop them
+    assert {stage: found[stage] for stage in STAGES if stage != "student_parts"} == dict(expected)
     assert set(found) - set(STAGES) == {"split"}, "a stage the plan does not know of"
 
 
@@ -146,7 +147,7 @@ def test_what_was_just_measured_is_estimated_to_cost_the_same(finished):
 
 def _plan_of(runs):
     stages = [StagePlan(stage, 0, 0, tuple(run for run in runs if run.kind.stage == stage)) for stage in STAGES]
-    return SweepPlan((CellPlan("c", 1, 0, 1, 10),), tuple(stages), (), 2)
+    return SweepPlan((CellPlan("c", 1, 0, 1, 10),), tuple(stage for stage in stages if stage.runs), (), 2)
 
 
 def test_time_grows_with_epochs_steps_and_crops_and_bytes_with_images(finished):
