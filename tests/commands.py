@@ -1,10 +1,14 @@
 """Running the real command line in processes of its own, at the smallest budget that passes through every stage."""
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -36,6 +40,19 @@ def environment(**more: str) -> dict[str, str]:
 def cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, env=environment(), timeout=240)
+
+
+def cli_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end in this process, which spares the imports: for commands that are refused."""
+    from ray_ltdd.cli import main
+
+    output, errors = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", ["ray-ltdd", *arguments]), redirect_stdout(output), redirect_stderr(errors), warnings.catch_warnings():
+        try:
+            main()
+        except SystemExit as end:
+            return subprocess.CompletedProcess(arguments, int(end.code or 0), output.getvalue(), errors.getvalue())
+    raise AssertionError("the command line always ends with a status")
 
 
 def tiny_run(output: Path, *overrides: str) -> list[str]:

@@ -7,6 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+LONGEST_FIRST = ("test_sweep", "test_failures", "test_ray_executor", "test_ray_failures", "test_end_to_end", "test_job_server", "test_data_parallel")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take minutes first: test processes take whole files, and one that began last would be waited for by all others."""
+    rank = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:

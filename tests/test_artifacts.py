@@ -120,6 +120,7 @@ def kill_a_writer(root, where):
     assert done.returncode == -(signal.SIGKILL if where == "manifest" else signal.SIGXFSZ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["payload", "manifest"])
 def test_killed_in_the_middle_of_writing_an_artifact(tmp_path, where):
     """Half a payload, or a payload without manifest: nobody must take that for an artifact, and the next call leaves no litter."""
@@ -134,6 +135,7 @@ def test_killed_in_the_middle_of_writing_an_artifact(tmp_path, where):
     assert [path.name for path in artifact.folder.parent.iterdir()] == [KEY.digest]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_writing_a_checkpoint(tmp_path):
     """The one before is whole and is continued; the half one does not stay."""
     kill_a_writer(tmp_path, "checkpoint")

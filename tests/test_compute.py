@@ -24,7 +24,7 @@ def double(x):
     ("compiles", "flops", "compiled"),
     [
         ("off", 1e30, False),
-        ("on", 0.0, True),
+        pytest.param("on", 0.0, True, marks=pytest.mark.slow),
         ("auto", 0.0, False),
         ("auto", COMPILE_WORTH_FLOPS * 0.999, False),
         ("auto", COMPILE_WORTH_FLOPS, True),

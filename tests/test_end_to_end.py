@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from commands import ROOT, TINY, checksums, cli, tiny_run
+from commands import ROOT, TINY, checksums, cli, cli_here, tiny_run
 from PIL import Image
 
 from ray_ltdd import load_distilled, pipeline
@@ -79,12 +79,12 @@ def test_evaluate_and_gallery(finished):
     _, summary = finished
     folder = summary["run"]
     card = (Path(folder) / "distilled" / "README.md").read_text()
-    done = cli("evaluate", folder, "--student", "convnet", "--seeds", "1", "--json")
+    done = cli_here("evaluate", folder, "--student", "convnet", "--seeds", "1", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcomes"][0]["network"] == "ConvNet-3"
     assert (Path(folder) / "distilled" / "README.md").read_text() == card
     assert {row["network"] for row in read_rows(Path(folder) / "results").to_pylist()} >= {"ConvNet-3", "ConvNet-2 (width 8)"}
-    assert Path(cli("gallery", folder).stdout.strip()) == Path(folder) / "gallery.png"
+    assert Path(cli_here("gallery", folder).stdout.strip()) == Path(folder) / "gallery.png"
 
 
 class Backwards:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import checksums, cli, command, environment, tiny_run
+from commands import checksums, cli, cli_here, command, environment, tiny_run
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def test_killed_and_continued_gives_the_same_bytes(undisturbed, tmp_path, stage)
     assert not list((tmp_path / "store" / "checkpoints").iterdir()) and not list(tmp_path.rglob("*.partial*"))
 
 
-@pytest.mark.parametrize("executor", ["inline", "ray"])
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.extended)])
 def test_ctrl_c_is_one_sentence_and_the_run_goes_on(undisturbed, tmp_path, executor):
     process = disturb(tmp_path, "students", signal.SIGINT, 0.0, f"cluster.executor={executor}", "compute.threads=1")
     errors = process.stderr.read()
@@ -90,7 +90,7 @@ def write_parquet(path: Path, labels: list[int]) -> None:
 
 def refusal(tmp_path: Path, *overrides: str) -> str:
     """Run with bad input; return what was said, after checking that it is one plain sentence a problem and status 2."""
-    done = cli(*tiny_run(tmp_path / "runs", f"data.root={tmp_path / 'data'}", *overrides))
+    done = cli_here(*tiny_run(tmp_path / "runs", f"data.root={tmp_path / 'data'}", *overrides))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("ray-ltdd: ")]
@@ -153,12 +153,14 @@ def test_bad_disks(tmp_path, options, reason):
 
 
 @pytest.mark.parametrize("arguments", [("evaluate", "."), ("gallery", ".")])
-def test_a_folder_that_is_no_run(tmp_path, arguments):
-    done = cli(*arguments, cwd=tmp_path)
+def test_a_folder_that_is_no_run(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    done = cli_here(*arguments)
     assert done.returncode == 2 and "is no run" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_unknown_commands_and_missing_files(tmp_path):
+def test_unknown_commands_and_missing_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for arguments, sentence in ((("frobnicate",), "No such command"), (("run", "nothing.yaml"), "there is no configuration file nothing.yaml")):
-        done = cli(*arguments, cwd=tmp_path)
+        done = cli_here(*arguments)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr

@@ -85,6 +85,7 @@ def test_of_two_processes_one_computes(tmp_path):
     assert (tmp_path / "log").read_text() == "computed\n"
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_and_blocks_nobody(tmp_path):
     process = writer(tmp_path)
     wait_for(tmp_path / "log")

@@ -116,7 +116,7 @@ def _estimate(stage: StagePlan, known: Mapping[CostKind, Rate]) -> StageEstimate
 
 
 def _in_words(run: StageRun) -> str:
-    networks = [ModelConfig.model_validate_json(part).label for part in run.kind.network.split(" + ") if part]
+    networks = dict.fromkeys(ModelConfig.model_validate_json(part).label for part in run.kind.network.split(" + ") if part)
     return " ".join([run.kind.stage, *(["of", " and ".join(networks)] if networks else []), *(["on", run.kind.dataset] if run.kind.dataset else [])])
 
 

@@ -6,6 +6,8 @@ import pytest
 import ray
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# the hosts are all the processes a test wants: idle ones, one a logical CPU, would only import ray
+os.environ.setdefault("RAY_prestart_worker_first_driver", "false")
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,7 @@ def job_server(token):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.extended
 def test_a_run_as_a_job_ends_with_the_bytes_of_a_run_in_process(job_server, tmp_path):
     settings = ["cluster.executor=ray", "cluster.address=auto", "cluster.workers=1", "cluster.gpu_share=0", "cluster.memory_gb=1"]
     done = job_server.submit(*command(*tiny_run(tmp_path / "job", *settings)))

@@ -38,7 +38,7 @@ def kill_a_host():
     os.kill(busy[0].facts.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("workers", "order"), [(1, "heaviest first"), (4, "by digest")])
+@pytest.mark.parametrize(("workers", "order"), [pytest.param(1, "heaviest first", marks=pytest.mark.extended), (4, "by digest")])
 def test_any_number_of_workers_and_any_order_give_the_bytes_of_one_process(tmp_path, inline, ray_here, monkeypatch, workers, order):
     if order == "by digest":
         monkeypatch.setattr("ray_ltdd.cluster.executor.heaviest_first", lambda tasks, costs: sorted(tasks, key=lambda task: task.key.digest))
@@ -140,7 +140,7 @@ def test_kept_hosts_serve_the_next_run_and_are_stopped_by_name(tmp_path, ray_her
     pids = []
     for number in (1, 2):
         with open_run(config, SilentReporter(), make_executor=make_executor) as opened:
-            pids.append({a.record["pid"] for a in opened.executor.compute("Stage", [task(slow, n, seconds=0.5) for n in (10 * number, 11 * number)])})
+            pids.append({a.record["pid"] for a in opened.executor.compute("Stage", [task(slow, n, seconds=2.0) for n in (10 * number, 11 * number)])})
     hosts = list_hosts("auto")
     assert len(hosts) == 2 and {host.facts.pid for host in hosts} == pids[0] == pids[1]
     assert len({host.group for host in hosts}) == 1 and all(host.state == "idle" for host in hosts)

@@ -44,6 +44,7 @@ def add_node(cluster):
     return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
 
+@pytest.mark.extended
 def test_a_node_killed_in_the_middle_changes_no_byte(tmp_path, inline, cluster):
     nodes = [add_node(cluster), add_node(cluster)]
 
@@ -73,12 +74,13 @@ def test_spot_nodes_that_die_every_few_seconds_change_no_byte(tmp_path, cluster)
     """One node stays; another is taken away every few seconds and replaced by a new one, as preempted spot machines are."""
     add_node(cluster)
     preemptor = Preemptor(cluster, 3)
-    disturbed = run(tmp_path / "disturbed", "cluster.workers=2", "evaluate.epochs=200", reporter=preemptor)
+    disturbed = run(tmp_path / "disturbed", "cluster.workers=2", reporter=preemptor)
     assert preemptor.n_killed >= 2
-    assert disturbed == run(tmp_path / "undisturbed", "evaluate.epochs=200", inline=True)
+    assert disturbed == run(tmp_path / "undisturbed", inline=True)
 
 
-@pytest.mark.parametrize("title", ["Recover", pytest.param("Students", marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("title", ["Recover", "Students"])
 def test_a_killed_driver_is_continued_by_the_same_command(tmp_path, inline, title):
     """The Ray it had started dies with it; nothing computed is lost, nothing half-written is used."""
     arguments = tiny_run(tmp_path, *UNITS, "cluster.workers=2")

@@ -306,6 +306,7 @@ def test_other_directions_are_refused(tmp_path):
         open_studies(sweep, storage)
 
 
+@pytest.mark.slow
 def test_a_torn_journal_and_a_dead_drivers_lock_are_mended(tmp_path):
     sweep = sweep_of(tmp_path)
     Driver(sweep).run(2)

@@ -28,15 +28,15 @@ from ray_ltdd.search.load import load_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*expert host on.*died")]
 
-N_TRIALS = 4
+N_TRIALS = 3
 STATES = ("complete", "pruned", "failed")
-EXPLODES = 1e20
+EXPLODES = (1e20, 1e21)
 SWEEP = {
     "trials": N_TRIALS,
     "concurrency": 2,
     "final_seeds": 2,
     "search": {
-        "evaluate.learning_rate": {"choices": [3e-3, EXPLODES]},
+        "evaluate.learning_rate": {"choices": [3e-3, *EXPLODES]},
         "recover.steps": {"low": 4, "high": 20},
         "relabel.tau": {"low": 0, "high": 2},
     },
@@ -79,6 +79,8 @@ def kill_driver(path):
 
 
 def press_ctrl_c():
+    # whoever started the tests in the background has had SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -135,17 +137,19 @@ def test_there_are_the_trials_asked_for_none_twice_none_for_ever_at_work(finishe
 
 
 def test_every_trial_has_its_values_or_its_reason(finished):
-    sentence = f"a student's loss became NaN or infinite: lower evaluate.learning_rate (now {EXPLODES})"
+    sentence = "a student's loss became NaN or infinite: lower evaluate.learning_rate (now 1e+2"
     n_failed = 0
     for study, cell in zip(finished.studies(), finished.outcome["cells"], strict=True):
         failed = [trial for trial in study.counted() if trial.state == TrialState.FAIL]
         n_failed += len(failed)
-        assert [t.number for t in failed] == [t.number for t in study.counted() if t.params["evaluate.learning_rate"] == EXPLODES]
+        assert [t.number for t in failed] == [t.number for t in study.counted() if t.params["evaluate.learning_rate"] in EXPLODES]
         assert all(sentence in trial.user_attrs["reason"] for trial in failed)
         assert cell["status"]["n_failed"] == sum(cell["failures"].values()) == len(failed) < N_TRIALS
         for trial in study.counted():
             if trial.state != TrialState.FAIL:
-                assert trial.values and next(iter(trial.intermediate_values)) == 6 and trial.user_attrs["busy_seconds"] > 0
+                assert trial.values and next(iter(trial.intermediate_values)) == 6
+                # one begun again may find all it needs computed
+                assert trial.user_attrs["busy_seconds"] > 0 or "retry_of" in trial.user_attrs
     assert n_failed > 0
 
 
@@ -185,7 +189,7 @@ def test_every_reader_finds_one_table_with_a_row_a_trial(finished):
         params = json.loads(row["params"])
         assert json.loads(row["settings"])["recover"]["steps"] == params["recover.steps"]
         if row["state"] == "failed":
-            assert params["evaluate.learning_rate"] == EXPLODES and "NaN" in row["reason"] and row["top1"] != row["top1"]
+            assert params["evaluate.learning_rate"] in EXPLODES and "NaN" in row["reason"] and row["top1"] != row["top1"]
             continue
         assert row["n_tested"] == 180 and list(row["objectives"]) == [row["top1"]] and len(row["per_class"]) == 10
         assert row["epochs"] in ({"complete": [24], "pruned": [6, 18]}[row["state"]])
@@ -217,7 +221,7 @@ def test_the_same_command_says_it_again_and_nothing_else(finished):
 
 
 def test_the_plan_starts_nothing_and_knows_what_is_done(finished, tmp_path):
-    done = cli("sweep", str(finished.path), "--trials", "5", "--plan", "--json")
+    done = cli("sweep", str(finished.path), "--trials", str(N_TRIALS + 1), "--plan", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert [cell["n_trials"] for cell in plan["cells"]] == [1, 1] and plan["compute_seconds"] > 0

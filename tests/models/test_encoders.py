@@ -71,7 +71,7 @@ def check_forward_and_backward(config: ModelConfig, image_size: int, channels: i
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("image_size", [32, 64])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "50" in name else ()) for name in ARCHITECTURES])
 def test_small_images(name, image_size, channels):
     feature_dim = check_forward_and_backward(ModelConfig(architecture=name), image_size, channels)
     assert feature_dim == FEATURE_DIM[name][image_size]
@@ -90,7 +90,7 @@ def test_digits(name):
 
 
 @pytest.mark.parametrize("normalization", ["batch", "instance", "group", "none"])
-@pytest.mark.parametrize("name", ["convnet", "resnet18", "resnet32", "resnext50", "vgg11", "alexnet"])
+@pytest.mark.parametrize("name", ["convnet", "resnet18", "resnet32", pytest.param("resnext50", marks=pytest.mark.slow), "vgg11", "alexnet"])
 def test_every_normalization(name, normalization):
     check_forward_and_backward(ModelConfig(architecture=name, normalization=normalization), 32, 3)
 

@@ -61,7 +61,7 @@ def test_they_run_on_the_shipped_rows(path):
     assert executed(path) >= N_FIGURES[path.stem]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_they_run_on_a_users_folder(path, tiny_run):
     of_one_run = path.stem in ("02_class_accuracy", "04_gallery_and_statistics")

@@ -26,6 +26,8 @@ from ray_ltdd.results.published import published
 from ray_ltdd.results.report.contents import read_run
 from ray_ltdd.results.report.page import run_page, write_report
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("apple <b>&", *(f"class {k}" for k in range(1, 10)))
 VOID = {"meta", "link", "img", "source", "br"}
 
@@ -335,7 +337,6 @@ def chromium(tmp_path_factory):
 OVERFLOW = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - document.documentElement.clientWidth"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it(chromium, shown, width, dark):
@@ -359,7 +360,6 @@ def test_a_browser_shows_it(chromium, shown, width, dark):
     assert chromium.evaluate("document.body.insertAdjacentHTML('beforeend', '<div style=\"width:2000px\">x</div>'), " + OVERFLOW) > 0
 
 
-@pytest.mark.slow
 def test_a_browser_shows_several_runs_and_a_real_run(chromium, tiny_run, tmp_path):
     several_rows(tmp_path)
     for folder in (tmp_path, tiny_run):

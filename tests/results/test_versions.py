@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+import pytest
 from synthetic_rows import BASE, row, settings_with, write
 
 from ray_ltdd.results.aggregate import PAIR, aggregate, paired_test
@@ -106,6 +107,7 @@ def test_csv_holds_every_row_and_lists_as_json(tmp_path):
     assert frame["state"].tolist().count("failed") == 1 and frame.loc[frame["state"] == "failed", "reason"].tolist() == ["the loss exploded"]
 
 
+@pytest.mark.slow
 def test_many_processes_append_at_once(tmp_path):
     code = (
         "import sys; sys.path.insert(0, 'tests/results'); from pathlib import Path; from synthetic_rows import row;"

@@ -20,6 +20,8 @@ from ray_ltdd.seeding import generator
 from ray_ltdd.stages.experts import ExpertTraining, draw_epoch, draw_views, train_expert
 from ray_ltdd.stages.ranks import SOLO, Ranks
 
+pytestmark = pytest.mark.slow
+
 INSTANCE = ExpertTraining(**TINY | {"epochs": 2}, logit_adjustment=0.3, gradient_clip=0.5, ema_decay=0.9)
 PLAIN = ExpertTraining(**TINY | {"epochs": 1}, debias=False)
 BATCH = ExpertTraining(**TINY | {"epochs": 2, "batch_size": 30}, ema_decay=0.9)
