@@ -133,11 +133,18 @@ def _test_table(report: SweepReport) -> Table:
         "±: deviation over all seeds' students. Difference: winner minus defaults, same seeds, its 95 % interval and the paired t test's p."
     )
     for cell in report.cells:
-        test = cell.comparison
-        difference = f"{100 * test.mean:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]" if test else ""
-        p = "" if test is None else "n/a" if test.p is None else f"{test.p:.3f}"
-        table.add_row(cell.status.name, _score(cell.winner_test), _score(cell.defaults_test), difference, p)
+        table.add_row(cell.status.name, _score(cell.winner_test), _score(cell.defaults_test), *_difference(cell))
     return table
+
+
+def _difference(cell: CellReport) -> tuple[str, str]:
+    test = cell.comparison
+    if cell.winner_is_defaults:
+        return "the defaults won", ""
+    if test is None:
+        return "", ""
+    difference = f"{100 * test.mean:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
+    return difference, "n/a" if test.p is None else f"{test.p:.3f}"
 
 
 def _table(title: str, headings: Sequence[str]) -> Table:

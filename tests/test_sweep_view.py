@@ -72,10 +72,11 @@ def test_the_outcome():
     other = FoundPoint(3, {"top1": 0.5, "seconds": 100.0}, {"recover.steps": 20})
     test = Comparison(3, 0.0123, -0.0046, 0.0291, 0.0869, 0.25)
     scores = (FinalScore(0.5512, 0.0123, 9), FinalScore(0.5389, 0.0212, 9))
-    first = CellReport(RUNNING, point, (point, other), *scores, test, {"the loss became NaN": 2})
-    second = CellReport(WAITING, None, (), None, None, None, {})
+    first = CellReport(RUNNING, point, (point, other), False, *scores, test, {"the loss became NaN": 2})
+    second = CellReport(WAITING, None, (), False, None, None, None, {})
+    third = CellReport(WAITING, point, (), True, *scores[:1] * 2, Comparison(3, 0.0, 0.0, 0.0, 1.0, 1.0), {})
     uses = (StageUse("Experts", 4, 44, 480.0, 440.0), StageUse("Experts' accuracy", 2, 2, 1.0, 0.5))
-    text = shown(report_tables(SweepReport("f", ("top1", "seconds"), (first, second), uses, 60.0, "GPU-hours", ("max_hours=1 were over",))))
+    text = shown(report_tables(SweepReport("f", ("top1", "seconds"), (first, second, third), uses, 60.0, "GPU-hours", ("max_hours=1 were over",))))
     for expected in (
         "55.1 ± 1.2",
         "+1.2 [-0.5, +2.9]",
@@ -84,6 +85,7 @@ def test_the_outcome():
         "on the front: trial 3 (top1 50.0, seconds 100)",
         "other: no trial has ended with a value",
         f"Failed 2 times in {NAME}: the loss became NaN",
+        "the defaults won",
         "Note: max_hours=1 were over",
     ):
         assert expected in text, expected

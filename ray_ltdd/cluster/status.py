@@ -108,6 +108,7 @@ def _cell_report(meter: Meter, study: CellStudy, finals: Sequence[Final], failed
         meter.cell(study),
         front[0] if front else None,
         tuple(front) if len(study.config.objectives) > 1 else (),
+        bool(front) and study.cell.trial(front[0].params) == study.cell.trial(),
         _score(rows["winner"]),
         _score(rows["defaults"]),
         _compare(rows["winner"], rows["defaults"]),

@@ -127,6 +127,7 @@ class CellReport:
         status: numbers of trials, best value, value of the defaults.
         winner: the most accurate trial; None where none is complete.
         front: with several objectives, the trials no other is better than in all of them.
+        winner_is_defaults: the search found nothing better than the settings as they are.
         winner_test, defaults_test: of the final runs.
         comparison: of the final runs; None where there are fewer than two pairs.
         failures: reasons of trials and final runs that failed, with their numbers of times.
@@ -135,6 +136,7 @@ class CellReport:
     status: CellStatus
     winner: FoundPoint | None
     front: tuple[FoundPoint, ...]
+    winner_is_defaults: bool
     winner_test: FinalScore | None
     defaults_test: FinalScore | None
     comparison: Comparison | None

@@ -170,6 +170,7 @@ def test_experts_are_trained_once_and_winners_are_compared_with_the_defaults(fin
     for cell in finished.outcome["cells"]:
         assert cell["winner_test"]["n"] == cell["defaults_test"]["n"] == cell["comparison"]["n"] == 2
         assert cell["comparison"]["mean"] == pytest.approx(cell["winner_test"]["mean"] - cell["defaults_test"]["mean"])
+        assert not cell["winner_is_defaults"] or cell["winner_test"] == cell["defaults_test"]
         assert cell["winner"]["values"]["top1"] == cell["status"]["best"] >= (cell["status"]["default"] or 0)
 
 
