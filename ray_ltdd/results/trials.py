@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ray_ltdd.errors import InputError
+from ray_ltdd.results.aggregate import paired_test
 from ray_ltdd.results.export import STATES
 from ray_ltdd.results.figures.crops_response import crops_response
 from ray_ltdd.results.figures.momentum_response import momentum_response
@@ -60,6 +61,11 @@ def trials_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(name): _trials(group) for name, group in trials.groupby(names, sort=False)}
 
 
+def trial_table(trials: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return all trials as one table, the index telling the cell; empty where there is none."""
+    return pd.concat({name: own.set_index("number") for name, own in trials.items()}, names=["cell"]) if trials else pd.DataFrame()
+
+
 def parameters_of(trials: pd.DataFrame) -> list[str]:
     """Return the names of the parameters of a table of trials."""
     return [str(name) for name in trials.columns if name not in _OWN]
@@ -88,14 +94,39 @@ def sweep_finals(rows: pd.DataFrame) -> pd.DataFrame:
     return own_results(finals, final_labels(finals))
 
 
+def sweep_comparison(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a cell, its winner against the defaults on the test part, seed by seed.
+
+    Columns: `cell`; `winner`, `defaults` (mean top-1, shares); `n` (pairs); `difference`, `low`, `high` (winner minus defaults, shares, with its 95 %
+    interval), `p` (paired t test); `same` (the defaults won: nothing was compared). NaN where there are fewer than two pairs.
+
+    Args:
+        rows: of `load_results`.
+    """
+    finals = rows[rows["role"].isin(["winner", "defaults"]) & (rows["method"] == "distilled")]
+    columns = ["cell", "winner", "defaults", "n", "difference", "low", "high", "p", "same"]
+    return pd.DataFrame([_comparison(str(cell), own) for cell, own in finals.groupby("cell", sort=False)], columns=columns)
+
+
+def _comparison(cell: str, finals: pd.DataFrame) -> dict[str, Any]:
+    sides = {role: finals[finals["role"] == role] for role in ("winner", "defaults")}
+    recipes = [set(side["recipe"]) for side in sides.values()]
+    found: dict[str, Any] = {"cell": cell, **{role: side["top1"].mean() for role, side in sides.items()}, "same": recipes[0] == recipes[1]}
+    with suppress(InputError):
+        test = paired_test(sides["winner"], sides["defaults"])
+        found |= {"n": test.n, "difference": test.mean, "low": test.low, "high": test.high, "p": test.p}
+    return found
+
+
 def final_labels(rows: pd.DataFrame) -> dict[str, str]:
-    """Return what final runs are called in tables: recipe -> `winner of SWEEP` or `defaults of SWEEP`.
+    """Return what final runs are called in tables: recipe -> `winner of SWEEP`, `defaults of SWEEP`, or both where the defaults won.
 
     Args:
         rows: of `load_results`; those that are no final run of distilled images are passed over.
     """
     finals = rows[rows["role"].isin(["winner", "defaults"]) & (rows["method"] == "distilled")]
-    return {str(key): f"{role} of {sweep}" for key, role, sweep in zip(finals["recipe"], finals["role"], finals["sweep"], strict=True)}
+    roles = finals.groupby("recipe", sort=False)["role"].agg(lambda own: " and ".join(role for role in ("winner", "defaults") if role in set(own)))
+    return {str(recipe): f"{roles[recipe]} of {sweep}" for recipe, sweep in zip(finals["recipe"], finals["sweep"], strict=True)}
 
 
 def sweep_figures(trials: dict[str, pd.DataFrame]) -> dict[str, Figure]:

@@ -339,6 +339,8 @@ def test_parallel_coordinates(trials):
     assert np.isfinite(heights).all() and heights[:, [0, 2, 3]].min() >= 0 and (heights[:, 1] < 0).sum() == 16
     with pytest.raises(InputError, match="at least one parameter"):
         parallel_coordinates(trials, [])
+    with pytest.raises(InputError, match="one trial has ended"):
+        parallel_coordinates(trials.iloc[[0]], parameters)
 
 
 def test_momentum_response(trials):

@@ -293,11 +293,24 @@ def test_a_sweep(tmp_path):
         )
         for i in range(10)
     ]
+    finals = [
+        row(
+            settings=settings_with(seed=seed, recover__steps=steps),
+            top1=top1,
+            artifact=f"{role} {seed}",
+            **known | {"role": role, "trial": None, "created": "2026-01-02T00:00:00+00:00"},
+        )
+        for role, steps, values in (("winner", 18, (0.51, 0.53)), ("defaults", 60, (0.46, 0.47)))
+        for seed, top1 in enumerate(values)
+    ]
     write(tmp_path / "trials", *trials)
+    write(tmp_path / "finals", *finals)
     text, page = page_of(tmp_path)
+    assert page.rows("comparison")[1] == ["a-cell", "52.0", "46.5", "+5.5", "−0.9 to +11.9", "0.058", "2"]
     assert page.rows("cells")[1][:6] == ["a-cell", "10", "9", "1", "0", "38.0"] and page.rows("cells")[1][-1] == "recover.steps=18"
     assert "1 cell of a sweep with 10 trials" in text and "a-cell: course of the sweep" in text and "a-cell: importance" in text
-    assert len(page.rows("results")) == 3, "trials are no results"
+    assert len(page.rows("results")) == 5, "trials are no results"
+    assert "4 runs" not in text and "trials" not in [cells[0] for cells in page.rows("runs")[1:]]
     wide = [a for tag, a in page.elements if tag == "figure" and a["class"] == "chart scroll"]
     assert wide, "panels side by side scroll on a phone"
 

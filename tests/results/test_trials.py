@@ -7,7 +7,7 @@ import pytest
 from synthetic_rows import row, settings_with, write
 
 from ray_ltdd.results.load import load_results
-from ray_ltdd.results.trials import NULL, load_trials, parameters_of, sweep_figures, sweep_finals, sweep_summary
+from ray_ltdd.results.trials import NULL, load_trials, parameters_of, sweep_comparison, sweep_figures, sweep_finals, sweep_summary, trial_table
 
 SCHEDULE, VALUE, ROUNDS = "calibrate.momentum.schedule", "calibrate.momentum.value", "select_crops.max_rounds"
 
@@ -97,6 +97,26 @@ def test_finals_are_winners_and_defaults(sweep):
     finals = sweep_finals(load_results(sweep)).set_index("label")
     assert set(finals.index) == {"winner of s", "defaults of s"} and finals["n"].tolist() == [2, 2]
     assert finals["mean"]["winner of s"] == pytest.approx(0.61) and finals["mean"]["defaults of s"] == pytest.approx(0.5)
+
+
+def test_winner_and_defaults_are_compared_seed_by_seed(sweep):
+    (cell,) = sweep_comparison(load_results(sweep)).to_dict("records")
+    assert (cell["winner"], cell["defaults"], cell["n"], cell["same"]) == (pytest.approx(0.61), pytest.approx(0.5), 2, False)
+    # differences 0.10 and 0.12: their mean, and t quantile 12.706 times deviation over root two
+    assert cell["difference"] == pytest.approx(0.11) and cell["high"] - cell["difference"] == pytest.approx(12.7062 * 0.01, rel=1e-4)
+
+
+def test_defaults_that_won_are_named_so_and_not_compared(sweep):
+    write(sweep / "t", *(final_row(role, n, 0.5, 75) | {"cell": "other", "sweep": "t"} for role in ("winner", "defaults") for n in (0, 1)))
+    found = sweep_comparison(load_results(sweep / "t"))
+    assert found["same"].tolist() == [True] and found["difference"].tolist() == [0]
+    assert sweep_finals(load_results(sweep / "t"))["label"].tolist() == ["winner and defaults of t"]
+
+
+def test_all_trials_as_one_table(sweep):
+    table = trial_table(load_trials(sweep))
+    assert table.loc[NAME].loc[3, "recover.steps"] == 53 and len(table) == 12
+    assert trial_table({}).empty
 
 
 def test_plain_runs_are_no_sweep(tmp_path):

@@ -32,11 +32,13 @@ def parallel_coordinates(
         title: above the figure.
 
     Raises:
-        InputError: a column is missing, none is named, or no trial has ended.
+        InputError: a column is missing, none is named, or fewer than two trials have ended.
     """
     if not parameters:
         raise InputError("name at least one parameter to draw.")
     done = finished(trials, parameters).sort_values("value", ascending=objective.maximize)
+    if len(done) < 2:
+        raise InputError("one trial has ended, and lines of several are compared: run more trials.")
     value = objective.factor * done["value"].to_numpy(float)
     columns = [_places(done[name]) for name in parameters]
     axis_ends = [_place_numbers(pd.Series(value))]

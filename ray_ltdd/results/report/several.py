@@ -14,7 +14,7 @@ from ray_ltdd.results.figures.accuracy_curves import accuracy_over_images, accur
 from ray_ltdd.results.report.facts import minute
 from ray_ltdd.results.table_formats import letter
 from ray_ltdd.results.tables import BENCHMARK_NAMES, NUMBERS, PaperTable, own_results, paper_table
-from ray_ltdd.results.trials import final_labels, sweep_figures, sweep_summary, trials_of
+from ray_ltdd.results.trials import final_labels, sweep_comparison, sweep_figures, sweep_summary, trials_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Several:
     lead: how much there is.
     problems: a sentence for each part that cannot be shown.
     cells: of `sweep_summary`, as records; empty where there is no sweep.
+    comparison: of `sweep_comparison`, as records.
     results: the reported results, as records of `own_results` with `letters` of their footnotes.
     footnotes: letter and sentence.
     tables: the paper's tables in which a number of ours stands.
@@ -33,6 +34,7 @@ class Several:
     lead: str
     problems: tuple[str, ...]
     cells: list[dict[str, Any]]
+    comparison: list[dict[str, Any]]
     results: list[dict[str, Any]]
     footnotes: list[tuple[str, str]]
     tables: list[PaperTable]
@@ -48,7 +50,8 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
         folder: that holds the runs.
     """
     trials = trials_of(rows)
-    rows = rows[rows["state"] == "complete"]
+    # trials have their own tables; everything else on the page is about what was tested on the test part
+    rows = rows[(rows["state"] == "complete") & (rows["role"] != "trial")]
     problems: list[str] = []
     labels = final_labels(rows)
     try:
@@ -70,6 +73,7 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
         lead=_lead(rows, cells),
         problems=tuple(problems),
         cells=[{str(name): own for name, own in record.items()} for record in cells.to_dict("records")],
+        comparison=[{str(name): own for name, own in record.items()} for record in sweep_comparison(rows).to_dict("records")],
         results=results,
         footnotes=[(letter(i), sentence) for i, sentence in enumerate(sentences)],
         tables=_tables(rows, labels) if len(ours) else [],
