@@ -238,8 +238,9 @@ def show_imagenet() -> None:
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for name, flops in stages.items():
         hours = flops / ASSUMED_FLOPS_PER_GPU / 3600
-        # a student is one task; everything else is cut into at least 64 pieces
-        shares = (hours, hours) if "student" in name else (hours / 8, hours / 64)
+        # a student is one task; an expert is trained by at most 8 processes, whose 16 images each are as few as batch norm can bear; the rest is cut
+        # into at least 64 pieces
+        shares = (hours, hours) if "student" in name else (hours / 8, hours / 8) if "experts" in name else (hours / 8, hours / 64)
         table.add_row(name, f"{flops:.1e}", f"{hours:.2f}", *(f"{60 * share:.0f} min" for share in shares))
     Console().print(table)
 

@@ -5,6 +5,7 @@ bf16 is chosen only where the hardware multiplies in it: on a CPU without such i
 """
 
 import logging
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -106,10 +107,20 @@ def resolve_backend(config: ComputeConfig) -> Backend:
     device = torch.device(name)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if device.type == "cuda":
+        _be_deterministic()
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
     return Backend(device, getattr(torch, precision), config.compile)
+
+
+def _be_deterministic() -> None:
+    """Let a GPU give the same bytes twice: kernels that add up in a fixed order wherever torch has them, and says so where it has not."""
+    # cuBLAS reads it when its first handle is made
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ from ray_ltdd.artifacts import Artifact
 from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.executor import Executor
 from ray_ltdd.sharding import work_units
+from ray_ltdd.stages.calibrate import check_layers
 from ray_ltdd.tasks import distil as distilling
 from ray_ltdd.tasks import recovery
 from ray_ltdd.tasks import students as testing
@@ -50,6 +51,7 @@ class Scores:
 
 def distil(config: ExperimentConfig, bench: Workbench, executor: Executor) -> Distilled:
     """Run stages 1 to 5 up to the soft labels."""
+    check_layers(config.calibrate, config.recover.layer_weights, bench.blueprint(config.observer.model))
     units = work_units(bench.n_classes, config.distill.classes_per_unit)
     observer, *teachers = train_experts(config, bench, executor)
     moments = executor.compute("Calibrate", [distilling.moments_task(config, bench, observer, unit) for unit in units])

@@ -21,7 +21,7 @@ class ClusterConfig(Settings):
     )
     memory_gb: float = Field(1.5, gt=0, description="memory Ray sets aside for an expert host, GB")
     wait_seconds: float = Field(
-        10.0, ge=0, description="how long to wait for a node that can take an expert host; minutes where an autoscaler has to start it"
+        8.0, ge=0, description="how long to wait for a node that can take an expert host; minutes where an autoscaler has to start it"
     )
     keep_hosts: bool = Field(
         False, description="leave the expert hosts on the cluster for the next run with the same experts; `ray-ltdd hosts stop` ends them"

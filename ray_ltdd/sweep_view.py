@@ -130,7 +130,7 @@ def _test_table(report: SweepReport) -> Table:
     table.box, table.pad_edge = SIMPLE_HEAD, False
     table.caption_justify = "left"
     table.caption = (
-        "±: deviation over all seeds' students. Difference: winner minus defaults, same seeds, its 95 % interval and the paired t test's p."
+        "±: deviation over all seeds' students. Difference: winner minus defaults, seed by seed, its 95 % interval and the paired t test's p."
     )
     for cell in report.cells:
         table.add_row(cell.status.name, _score(cell.winner_test), _score(cell.defaults_test), *_difference(cell))

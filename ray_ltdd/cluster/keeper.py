@@ -9,10 +9,12 @@ import ray
 
 from ray_ltdd.cluster.dispatch import OUT_OF_MEMORY
 from ray_ltdd.cluster.messages import HostState
-from ray_ltdd.cluster.pool import Host, HostPool
+from ray_ltdd.cluster.pool import Host, HostPool, reason
 from ray_ltdd.errors import InputError
 
 WATCH_SECONDS = 1.0
+MOST_ERRORS = 20
+"""Looks in a row that may fail before the sweep ends."""
 
 
 class HostKeeper:
@@ -60,11 +62,18 @@ class HostKeeper:
             raise self.failure
 
     def _watch(self) -> None:
+        n_errors = 0
         while not self._ended.wait(WATCH_SECONDS) and self.failure is None:
             try:
                 self._look()
+                n_errors = 0
             except InputError as error:
                 self.failure = error
+            except Exception as error:
+                # Ray's head may be slow to answer for a moment; hosts nobody watches would be a sweep whose every trial fails
+                n_errors += 1
+                if n_errors >= MOST_ERRORS:
+                    self.failure = InputError(f"the expert hosts cannot be watched any more: {type(error).__name__}: {reason(error)}")
 
     def _look(self) -> None:
         for host in [host for host in self._pool.hosts if host.facts is None]:
@@ -90,7 +99,7 @@ class HostKeeper:
                 self.labels[host.name] = state.label
             self._asked[host.name] = host.actor.state.remote()
         except ray.exceptions.RayActorError as error:
-            del self._asked[host.name]
+            self._asked.pop(host.name, None)
             # of several hosts that fill a machine's memory, one less may fit
             self._pool.discard(host, shrink=OUT_OF_MEMORY in str(error))
             warnings.warn(f"an expert host on {host.facts.node if host.facts else '?'} died; another takes its place", stacklevel=2)

@@ -3,6 +3,7 @@
 import hashlib
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,8 +96,10 @@ class HostPool:
         if n_missing <= 0:
             return
         for name in sorted(self._others())[:n_missing]:
-            actor = ray.get_actor(name, NAMESPACE)
-            self.hosts.append(Host(name, actor, actor.open.remote(), created=False))
+            # it may have died since the list was made
+            with suppress(ValueError):
+                actor = ray.get_actor(name, NAMESPACE)
+                self.hosts.append(Host(name, actor, actor.open.remote(), created=False))
         for _ in range(min(n_wanted, self.size) - len(self.hosts)):
             self.hosts.append(self._created())
 

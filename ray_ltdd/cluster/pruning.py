@@ -1,5 +1,7 @@
 """Which trials stop early: decided from the values the study holds, so that a restart forgets nothing and parallel trials are compared at once."""
 
+from statistics import median
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -9,10 +11,36 @@ from ray_ltdd.search.config import PrunerConfig
 def make_pruner(config: PrunerConfig) -> optuna.pruners.BasePruner:
     """The pruner the settings ask for; values are to be reported at `config.rungs`."""
     if config.kind == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=config.n_startup_trials)
+        return MedianRungPruner(config.n_startup_trials)
     if config.kind == "asha":
         return RungPruner(config.reduction_factor)
     return optuna.pruners.NopPruner()
+
+
+def values_at(study: optuna.Study, trial: FrozenTrial, step: int) -> list[float]:
+    """What other trials reported at the same step, those that were stopped there and those at work too; failed ones do not count."""
+    others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.state != TrialState.FAIL]
+    return [t.intermediate_values[step] for t in others if step in t.intermediate_values]
+
+
+class MedianRungPruner(optuna.pruners.BasePruner):
+    """Stops what is below the median at its step.
+
+    Optuna's own holds a trial's best value so far against completed trials alone: unlike steps, and a bar that only survivors set.
+    """
+
+    def __init__(self, n_startup_trials: int) -> None:
+        """Args: trials that end, stopped or not, before any is stopped."""
+        self._n_startup_trials = n_startup_trials
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial's last value is worse than the median of the others' at its step."""
+        step, ended = trial.last_step, study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if step is None or len(ended) < self._n_startup_trials:
+            return False
+        values = values_at(study, trial, step)
+        sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+        return bool(values) and sign * trial.intermediate_values[step] < sign * median(values)
 
 
 class RungPruner(optuna.pruners.BasePruner):
@@ -31,8 +59,7 @@ class RungPruner(optuna.pruners.BasePruner):
         step = trial.last_step
         if step is None:
             return False
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.state != TrialState.FAIL]
-        values = [t.intermediate_values[step] for t in others if step in t.intermediate_values]
+        values = values_at(study, trial, step)
         own = trial.intermediate_values[step]
         sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
         ranked = sorted((sign * value for value in [own, *values]), reverse=True)

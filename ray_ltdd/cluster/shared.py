@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import ray
 
-from ray_ltdd.cluster.pool import MOST_DEATHS_AT_START, Host, HostPool, reason
+from ray_ltdd.cluster.pool import Host, HostPool
 from ray_ltdd.cluster.session import NAMESPACE
 from ray_ltdd.errors import InputError
 
 LOOK_SECONDS = 2.0
 ANSWER_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0
-"""How long a group may be without a host before a trial gives up; `cluster.wait_seconds` where that is longer."""
+"""How long a group may be without any host, ready or not, before a trial gives up; `cluster.wait_seconds` where that is longer."""
 
 
 @dataclass
@@ -40,13 +40,15 @@ class SharedPool(HostPool):
             self.hosts.append(Host(name, actor, actor.facts.remote(), created=False))
 
     def check_placeable(self, waited_seconds: float) -> None:
-        """Look whether to go on waiting for a host.
+        """Look whether to go on waiting for a host. One that waits for its place is waited for, and so is whoever replaces one that died.
 
         Raises:
-            InputError: the group has been without one for too long.
+            InputError: nobody has kept a host of the group for too long.
         """
+        if self.hosts or self._others():
+            return
         if waited_seconds >= max(self.cluster.wait_seconds, PATIENCE_SECONDS):
-            raise InputError(f"for {waited_seconds:.0f} s no expert host of the group {self.group} has answered: whoever keeps them has ended.")
+            raise InputError(f"for {waited_seconds:.0f} s there was no expert host of the group {self.group}: whoever keeps them has ended.")
 
     def takers(self, n: int, held: Mapping[str, int], depth: int) -> list[Host]:
         """Reserve up to `n` idle hosts: the one used last comes first, since it holds what this executor's tasks read."""
@@ -70,23 +72,14 @@ class SharedPool(HostPool):
         return False
 
     def opened(self, host: Host) -> None:
-        """Take in a found host's facts, or forget it for now where it is still starting.
-
-        Raises:
-            InputError: hosts are found dead one after the other.
-        """
+        """Take in a found host's facts, or forget it for now where it is still starting. Whether deaths are too many is for its keeper to say."""
         try:
             host.facts = ray.get(host.opening)
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayActorError:
             self.discard(host)
-            self._deaths += 1
-            if self._deaths >= MOST_DEATHS_AT_START:
-                raise InputError(f"{self._deaths} expert hosts in a row were found dead; the last: {reason(error)}") from None
             return
         if host.facts is None:
             self.hosts.remove(host)
-        else:
-            self._deaths = 0
 
     def discard(self, host: Host, shrink: bool = False) -> None:
         """Forget a dead host; its keeper replaces it."""

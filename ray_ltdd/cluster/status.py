@@ -13,11 +13,12 @@ from ray_ltdd.cluster.studies import REASON, CellStudy, Studies
 from ray_ltdd.cluster.trial import BUSY, Final, TrialSetup
 from ray_ltdd.errors import InputError
 from ray_ltdd.placement import ClusterConfig
-from ray_ltdd.results.aggregate import paired_test
+from ray_ltdd.results.aggregate import mean_over_students, paired_test
 from ray_ltdd.results.load import load_results
 from ray_ltdd.search.load import Sweep
 from ray_ltdd.search.report import CellReport, CellStatus, Comparison, FinalScore, FoundPoint, SweepStatus
 
+GPU_SHARE = "gpu_share"
 N_RECENT = 20
 """Trials whose mean duration tells how long others will take."""
 
@@ -40,9 +41,16 @@ class Meter:
         self._started = datetime.now()
         self.waiting: Callable[[], list[str]] = list
         self.device_unit = "CPU-hours"
+        self._set_devices(next((study.study.user_attrs.get(GPU_SHARE, 0.0) for study in studies), 0.0))
 
     def set_devices(self, gpu_share: float) -> None:
-        """Take in what share of a GPU a host has; 0: none."""
+        """Take in what share of a GPU a host has, 0: none; the studies remember it for calls that start no host."""
+        self._set_devices(gpu_share)
+        for study in self._studies:
+            if study.study.user_attrs.get(GPU_SHARE) != gpu_share:
+                study.study.set_user_attr(GPU_SHARE, gpu_share)
+
+    def _set_devices(self, gpu_share: float) -> None:
         if gpu_share:
             self._devices_per_host, self.device_unit = gpu_share, "GPU-hours"
 
@@ -125,7 +133,8 @@ def _rows(finals: Sequence[Final], setup: TrialSetup) -> pd.DataFrame | None:
     if not folders:
         return None
     rows = load_results(folders)
-    return rows[rows["method"] == "distilled"]
+    # `ray-ltdd evaluate` may have added other networks, without a role
+    return rows[(rows["method"] == "distilled") & rows["role"].notna()]
 
 
 def _score(rows: pd.DataFrame | None) -> FinalScore | None:
@@ -139,7 +148,7 @@ def _compare(winner: pd.DataFrame | None, defaults: pd.DataFrame | None) -> Comp
     if winner is None or defaults is None:
         return None
     try:
-        test = paired_test(winner, defaults)
+        test = paired_test(mean_over_students(winner), mean_over_students(defaults))
     except InputError:
         # fewer than two pairs
         return None

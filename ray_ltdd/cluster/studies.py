@@ -202,7 +202,8 @@ class CellStudy:
 
     def _enqueue_again(self, frozen: FrozenTrial) -> None:
         origin = {ORIGIN: frozen.user_attrs[ORIGIN]} if ORIGIN in frozen.user_attrs else {}
-        point = dict(frozen.params) or frozen.system_attrs.get("fixed_params", {})
+        # a driver may have been killed between two parameters of a point that was given
+        point = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
         self.study.enqueue_trial(point, {RETRY_OF: frozen.number, **origin})
 
 

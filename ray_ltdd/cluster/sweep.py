@@ -39,7 +39,7 @@ from ray_ltdd.search.names import with_settings
 from ray_ltdd.search.report import SweepReport, SweepStatus
 from ray_ltdd.storage import atomic_file, readable_os_error
 
-SETTINGS, SUMMARY, LOCK = "sweep.yaml", "sweep_summary.json", ".lock"
+SETTINGS, SUMMARY, LOCK, SUPERSEDED = "sweep.yaml", "sweep_summary.json", ".lock", ".superseded"
 VIEW_SECONDS = 0.5
 END_SECONDS = 3.0
 """How long Tune may take to end its trials before their processes are ended under it."""
@@ -96,7 +96,8 @@ class Driver:
                 while not wait([fitting], timeout=VIEW_SECONDS).done:
                     keeper.raise_failure()
                     self.view.update(self.meter.status("searching", keeper.labels))
-                fitting.result()
+                with readable_os_error(self.setup.folder):
+                    fitting.result()
             finally:
                 stop.asked.set()
                 wait([fitting], timeout=END_SECONDS)
@@ -199,6 +200,7 @@ def run_sweep(sweep: Sweep, view: View, retry_failed: bool = False) -> SweepRepo
         driver = Driver(sweep, setup, studies, view, Meter(sweep, studies, first.cluster))
         failed = _compute(driver, first.cluster, first.output.checkpoint_seconds)
         write_all_rows(studies, setup)
+        retire(setup, driver.finals())
         report = SweepReport(
             str(folder),
             sweep.config.objectives,
@@ -233,12 +235,26 @@ def _missing(driver: Driver) -> list[Final]:
     return [final for final in driver.finals() if not (final.folder(driver.setup) / "summary.json").exists()]
 
 
+def retire(setup: TrialSetup, finals: Sequence[Final]) -> None:
+    """Put the final runs of former winners and budgets out of the readers' way: a cell has one reported winner."""
+    current = {final.folder(setup).name for final in finals}
+    prefixes = tuple(f"{cell}-{role}-" for cell in setup.cells for role in ("winner", "defaults"))
+    folder = setup.folder / "finals"
+    old = [path for path in folder.glob("*") if path.name.startswith(prefixes) and path.name not in current]
+    with readable_os_error(folder):
+        for path in old:
+            (folder / SUPERSEDED).mkdir(exist_ok=True)
+            shutil.rmtree(folder / SUPERSEDED / path.name, ignore_errors=True)
+            path.rename(folder / SUPERSEDED / path.name)
+
+
 def _notes(driver: Driver) -> tuple[str, ...]:
     config, left = driver.sweep.config, {name: driver.sweep.config.trials - n for name, n in driver.studies.n_done().items()}
     short = [f"{name} {n}" for name, n in left.items() if n > 0]
     if not short:
         return ()
-    return (f"max_hours={config.max_hours} were over: trials still to be run: {', '.join(short)}; the same command runs them.",)
+    why = "the search ended early" if config.max_hours is None else f"max_hours={config.max_hours} were over"
+    return (f"{why}: trials still to be run: {', '.join(short)}; the same command runs them.",)
 
 
 def _check(config: SweepConfig) -> None:

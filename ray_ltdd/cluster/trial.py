@@ -1,6 +1,7 @@
 """What Ray Tune runs for every trial, and Ray for every final run: the pipeline, on the sweep's expert hosts. It computes nothing itself."""
 
 import json
+import os
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -82,6 +83,8 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
     """Run one trial, and report to Tune: the first student's value after every rung, then the objectives' values or why there are none."""
     # hosts compute; more threads here would take their cores
     torch.set_num_threads(1)
+    # Tune gives the next trial to this process once this one's thread has ended, and loses it where that takes longer than 2 s
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
     cell, number = setup.cells[config["cell"]], int(config["number"])
     folder = setup.trial_folder(cell, number)
     try:

@@ -128,6 +128,19 @@ class PairedTest:
     p_signed_rank: float
 
 
+def mean_over_students(frame: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
+    """Return one row a distilled set, `metric` averaged over the students trained on it: they are no independent distillations.
+
+    Args:
+        frame: rows of `load_results`.
+        metric: name of a numeric column.
+    """
+    _require(frame, [metric, "artifact", *PAIR])
+    keys = [name for name in PAIR if name != "number"]
+    own = frame.drop_duplicates([*PAIR, "artifact"])
+    return own.groupby(keys, sort=False, dropna=False).agg({metric: "mean", "artifact": "first"}).reset_index().assign(number=0)
+
+
 def paired_test(first: pd.DataFrame, second: pd.DataFrame, metric: str = "top1", on: Sequence[str] = PAIR, confidence: float = 0.95) -> PairedTest:
     """Compare two sets of rows pair by pair.
 

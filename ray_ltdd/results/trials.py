@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ray_ltdd.errors import InputError
-from ray_ltdd.results.aggregate import paired_test
+from ray_ltdd.results.aggregate import mean_over_students, paired_test
 from ray_ltdd.results.export import STATES
 from ray_ltdd.results.figures.crops_response import crops_response
 from ray_ltdd.results.figures.momentum_response import momentum_response
@@ -97,7 +97,7 @@ def sweep_finals(rows: pd.DataFrame) -> pd.DataFrame:
 def sweep_comparison(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one row a cell, its winner against the defaults on the test part, seed by seed.
 
-    Columns: `cell`; `winner`, `defaults` (mean top-1, shares); `n` (pairs); `difference`, `low`, `high` (winner minus defaults, shares, with its 95 %
+    Columns: `cell`; `winner`, `defaults` (mean top-1, shares); `n` (seeds); `difference`, `low`, `high` (winner minus defaults, shares, with its 95 %
     interval), `p` (paired t test); `same` (the defaults won: nothing was compared). NaN where there are fewer than two pairs.
 
     Args:
@@ -113,7 +113,7 @@ def _comparison(cell: str, finals: pd.DataFrame) -> dict[str, Any]:
     recipes = [set(side["recipe"]) for side in sides.values()]
     found: dict[str, Any] = {"cell": cell, **{role: side["top1"].mean() for role, side in sides.items()}, "same": recipes[0] == recipes[1]}
     with suppress(InputError):
-        test = paired_test(sides["winner"], sides["defaults"])
+        test = paired_test(mean_over_students(sides["winner"]), mean_over_students(sides["defaults"]))
         found |= {"n": test.n, "difference": test.mean, "low": test.low, "high": test.high, "p": test.p}
     return found
 

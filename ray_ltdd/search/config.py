@@ -108,14 +108,14 @@ class PrunerConfig(Settings):
     """When a poor trial stops: on its first student's validation accuracy, at epochs that are the same for all trials of a cell."""
 
     kind: Literal["none", "median", "asha"] = Field(
-        "none", description="median: stop below the median of earlier trials at the same epoch; asha: keep the best 1/reduction_factor at each rung"
+        "none", description="median: stop below the median of all other trials at the same epoch; asha: keep the best 1/reduction_factor at each rung"
     )
     evaluation_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="student epochs after which its validation accuracy is measured, rising, all before its last"
     )
     grace: int = Field(1, ge=1, description="no trial stops before this student epoch")
     reduction_factor: int = Field(3, ge=2, description="asha: one of so many goes on, and a rung is at least so many times as far as the one before")
-    n_startup_trials: int = Field(4, ge=0, description="median: so many trials of a cell finish before any is stopped")
+    n_startup_trials: int = Field(4, ge=0, description="median: so many trials of a cell end before any is stopped")
 
     @model_validator(mode="after")
     def _epochs_are_rising(self) -> Self:

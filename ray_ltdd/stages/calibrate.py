@@ -3,7 +3,7 @@
 Legend: N images, B batch, K classes of the work unit, A all classes, F channels, L layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +12,8 @@ from pydantic import Field
 from ray_ltdd.artifacts import Payload
 from ray_ltdd.compute import Backend
 from ray_ltdd.data.bank import ImageBank
-from ray_ltdd.models.monitor import LAYER_TYPES, MonitorKind
+from ray_ltdd.errors import InputError
+from ray_ltdd.models.monitor import LAYER_TYPES, MonitorKind, monitored_layers
 from ray_ltdd.seeding import generator
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.progress import Advance, silent
@@ -60,6 +61,23 @@ def resolve_layers(config: CalibrateConfig, observer: torch.nn.Module) -> Monito
         return config.layers
     has_batch_norm = any(isinstance(module, LAYER_TYPES["batch_norm"]) for module in observer.modules())
     return "batch_norm" if has_batch_norm else "all"
+
+
+def check_layers(config: CalibrateConfig, weighted: Iterable[str], observer: torch.nn.Module) -> None:
+    """Refuse, before anything is trained, an observer that cannot be monitored and weights of layers it has not.
+
+    Args:
+        config: which layers.
+        weighted: names of layers that are given weights.
+        observer: its structure; weights do not matter.
+
+    Raises:
+        InputError: as said.
+    """
+    layers = list(monitored_layers(observer, resolve_layers(config, observer)))
+    for name in weighted:
+        if name not in layers:
+            raise InputError(f"recover.layer_weights: the observer has no monitored layer '{name}': choose among {', '.join(layers)}.")
 
 
 @torch.no_grad()
@@ -127,7 +145,7 @@ def _padded_pass(pieces: list[tuple[torch.Tensor, int]], batch_size: int) -> tup
 
 
 def alignment_targets(
-    moments: ClassTensors, target: ClassTensors, layers: Sequence[str], first_layer_weight: float, device: torch.device
+    moments: ClassTensors, target: ClassTensors, layers: Sequence[str], weight_L: Sequence[float], device: torch.device
 ) -> list[LayerTarget]:
     """Make the targets of a work unit, one a layer, in float32.
 
@@ -135,11 +153,11 @@ def alignment_targets(
         moments: of the unit's classes, float64 [K, F].
         target: the global one, float64 [F].
         layers: names in forward order.
-        first_layer_weight: weight of the first layer; the others weigh 1.
+        weight_L: weights of the layers.
         device: of the targets.
     """
 
     def pair(tensors: ClassTensors, name: str) -> Moments:
         return tensors[f"{name}/mean"].float().to(device), tensors[f"{name}/var"].float().to(device)
 
-    return [LayerTarget(pair(moments, name), pair(target, name), first_layer_weight if i == 0 else 1.0) for i, name in enumerate(layers)]
+    return [LayerTarget(pair(moments, name), pair(target, name), weight) for name, weight in zip(layers, weight_L, strict=True)]

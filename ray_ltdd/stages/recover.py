@@ -1,15 +1,18 @@
 """Stage 4: recovery. Optimise the pixels of the initial images until the frozen observer's statistics on them match the long-tailed set's (Eq. 2-4).
 
-    L = alignment_weight * (global_weight * L_global + class_weight * L_class) + cross_entropy_weight * CE
+    L = alignment_weight * (global_weight * A/K * L_global + class_weight * L_class) + cross_entropy_weight * CE
+
+L_global averages over all A classes, L_class and CE over the unit's K: A/K makes an image's share in the three the same however the classes are cut.
 
 A work unit is a fixed group of classes. It goes through its images in waves of a fixed size, each optimised to its end from a fresh state, so memory
 does not grow with the images per class. All units do the same part of the same wave, then exchange their class moments for the global term.
 
-Legend: N images of a wave, K classes of the unit, F channels, C H W.
+Legend: N images of a wave, K classes of the unit, A all classes, F channels, C H W.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +30,7 @@ from ray_ltdd.statistics.moments import pool_by_class
 from ray_ltdd.statistics.observe import Observation
 from ray_ltdd.statistics.targets import VarianceReading
 
-VERSION = 2
+VERSION = 3
 
 
 class RecoverConfig(Settings):
@@ -41,12 +44,19 @@ class RecoverConfig(Settings):
     class_weight: float = Field(1.0, ge=0, description="weight of the class-wise term within alignment")
     cross_entropy_weight: float = Field(1.0, ge=0, description="weight of the observer's cross-entropy on the synthetic labels")
     first_layer_weight: float = Field(10.0, ge=0, description="weight of the first monitored layer; the others weigh 1")
+    layer_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="weights of single monitored layers by name (such as encoder.blocks.2.0), instead of the above"
+    )
     statistics_momentum: float = Field(0.8, ge=0, lt=1, description="smoothing of the synthetic statistics over steps; starts anew with every wave")
     min_scale: float = Field(0.5, gt=0, le=1, description="smallest crop area of a step's random resized crop, image by image")
     flip: bool = Field(True, description="mirror half of the images at each step; false where left and right differ")
     batch_size: int = Field(100, ge=1, description="images of a wave, divided equally over the unit's classes (at least one each)")
     exchange_every: int = Field(250, ge=1, description="steps between exchanges of class moments for the global term")
     stop_patience: int | None = Field(None, ge=1, description="stop a wave when its loss has found no new minimum for so many steps; empty: never")
+
+    def layer_weight(self, name: str, position: int) -> float:
+        """Weight of the monitored layer `name`, the `position`-th in forward order."""
+        return self.layer_weights.get(name, self.first_layer_weight if position == 0 else 1.0)
 
     def n_waves(self, n_classes: int, images_per_class: int) -> int:
         """Number of waves a unit of `n_classes` goes through."""
@@ -157,7 +167,9 @@ def recovery_loss(config: RecoverConfig, problem: UnitProblem, image_NCHW: torch
     logit_NK, batch = synthetic_moments(problem.observe, image_NCHW, problem.label_N, problem.classes)
     synthetic = smoothing.update(batch)
     whole = global_alignment(synthetic, problem.others, problem.targets, problem.variance)
-    alignment = config.global_weight * whole + config.class_weight * class_alignment(synthetic, problem.targets)
+    n_own = len(problem.classes)
+    share = (n_own + problem.others[0].n_classes) / n_own
+    alignment = config.global_weight * share * whole + config.class_weight * class_alignment(synthetic, problem.targets)
     return config.alignment_weight * alignment + config.cross_entropy_weight * F.cross_entropy(logit_NK, problem.label_N)
 
 

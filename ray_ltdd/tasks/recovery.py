@@ -179,7 +179,8 @@ def run_recover(
         state = recover.load_wave(saved, device)
         advance((state.step - n_before) * len(label_N))
     layers = shared.target.record["layers"]
-    targets = calibrate.alignment_targets(unit.moments.tensors(), shared.target.tensors(), layers, shared.settings.first_layer_weight, device)
+    weight_L = [shared.settings.layer_weight(name, position) for position, name in enumerate(layers)]
+    targets = calibrate.alignment_targets(unit.moments.tensors(), shared.target.tensors(), layers, weight_L, device)
     problem = recover.UnitProblem(
         observe=_observation(bench, shared),
         classes=place.classes,

@@ -16,6 +16,8 @@ from tiny_sweeps import sweep_of
 from ray_ltdd.cluster.pruning import RungPruner, make_pruner
 from ray_ltdd.cluster.searcher import ReportingScheduler, StudySearcher
 from ray_ltdd.cluster.studies import INTERRUPTED, JOURNAL, done_trials, open_journal, open_studies
+from ray_ltdd.cluster.sweep import retire
+from ray_ltdd.cluster.trial import Final, TrialSetup
 from ray_ltdd.errors import InputError
 from ray_ltdd.search.cells import interleave
 from ray_ltdd.search.config import PrunerConfig
@@ -274,16 +276,57 @@ def test_a_trial_begun_again_by_tune_is_not_judged_twice(tmp_path):
     assert not driver.searcher.report(first, {"epoch": 3, "value": 0.6})
 
 
-def test_median_stops_below_the_median_of_earlier_trials(tmp_path):
+def test_median_stops_below_the_median_of_all_others_at_the_same_epoch():
     pruner = PrunerConfig(kind="median", evaluation_epochs=(1, 3), n_startup_trials=2)
     study = optuna.create_study(direction="maximize", pruner=make_pruner(pruner))
     decisions = []
-    for value in (0.4, 0.6, 0.45, 0.55):
+    # the last: above the median of all four at its epoch, below that of the three that were let pass
+    for value in (0.4, 0.6, 0.45, 0.55, 0.52):
         trial = study.ask()
         trial.report(value, 1)
         decisions.append(trial.should_prune())
         study.tell(trial, None if decisions[-1] else value, state=TrialState.PRUNED if decisions[-1] else TrialState.COMPLETE)
-    assert decisions == [False, False, True, False]
+    assert decisions == [False, False, True, False, False]
+
+
+def test_a_trials_own_better_value_at_an_earlier_epoch_does_not_save_it():
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(PrunerConfig(kind="median", evaluation_epochs=(1, 3), n_startup_trials=1)))
+    first, second = study.ask(), study.ask()
+    for trial, values in ((first, (0.5, 0.6)), (second, (0.7, 0.55))):
+        for epoch, value in zip((1, 3), values, strict=True):
+            trial.report(value, epoch)
+        if trial is first:
+            study.tell(first, 0.6)
+    assert second.should_prune()
+
+
+def test_a_point_half_written_when_its_driver_was_killed_is_begun_again_whole(tmp_path):
+    driver = Driver(sweep_of(tmp_path, cells={}, warm_start={"kind": "none"}))
+    (study,) = driver.studies
+    study._enqueue_first_points(None)
+    # what is in the journal when the driver dies after the first of the defaults' parameters
+    whole = study.trials()[0].system_attrs["fixed_params"]
+    trial = study.study.ask()
+    first = study.cell.space.parameters[0]
+    first.domain.suggest(trial, first.name)
+    assert 0 < len(study.trials()[0].params) < len(whole)
+    again = Driver(sweep_of(tmp_path, cells={}, warm_start={"kind": "none"}))
+    ((_, point),) = again.run(1)
+    assert point == whole
+
+
+def test_former_winners_are_put_out_of_the_readers_way(tmp_path):
+    sweep = sweep_of(tmp_path, final_seeds=2)
+    setup = TrialSetup("tiny", sweep.folder, "group", {cell.name: cell for cell in sweep.cells}, ())
+    cell = sweep.cells[0].name
+    finals = [Final(cell, role, None, None, number) for role in ("winner", "defaults") for number in (0, 1)]
+    others = [sweep.folder / "finals" / name for name in (f"{cell}-winner-s0-00000000", "another-cell-winner-s0-00000000")]
+    for folder in (*(final.folder(setup) for final in finals), *others):
+        (folder / "results").mkdir(parents=True)
+    retire(setup, finals)
+    left = {path.name for path in (sweep.folder / "finals").iterdir()}
+    assert left == {*(final.folder(setup).name for final in finals), others[1].name, ".superseded"}
+    assert (sweep.folder / "finals" / ".superseded" / others[0].name / "results").is_dir()
 
 
 def test_several_objectives_make_a_front(tmp_path):

@@ -31,7 +31,8 @@ def student_loss(logit_NK, label_N, partner_label_N, lambda_N, target_NK, hard_w
 
 def recovery_loss(config, logit_NK, label_N, synthetic_L, others_L, own, class_target_L, global_target_L, weight_L, variance):
     """Eq. 4 from smoothed class moments, one pair [K, F] a layer."""
-    whole = alignment.global_term(synthetic_L, others_L, own, global_target_L, weight_L, variance)
+    n_own, n_all = len(own), len(others_L[0][0])
+    whole = n_all / n_own * alignment.global_term(synthetic_L, others_L, own, global_target_L, weight_L, variance)
     by_class = alignment.class_term(synthetic_L, class_target_L, weight_L)
     entropy = sum(losses.cross_entropy(logit_K, int(label)) for logit_K, label in zip(logit_NK, label_N, strict=True)) / len(label_N)
     aligned = config.global_weight * whole + config.class_weight * by_class

@@ -11,7 +11,7 @@ from scipy import integrate
 from synthetic_rows import row, settings_with, write
 
 from ray_ltdd import InputError
-from ray_ltdd.results.aggregate import PAIR, aggregate, beside_published, half_width, holm, paired_test, paired_tests
+from ray_ltdd.results.aggregate import PAIR, aggregate, beside_published, half_width, holm, mean_over_students, paired_test, paired_tests
 from ray_ltdd.results.load import load_results
 
 TOP1 = [0.61, 0.58, 0.63, 0.60, 0.62]
@@ -35,6 +35,13 @@ def signed_rank_p(gaps):
 def rows(tmp_path):
     write(tmp_path, *(row(number=n, top1=t) for n, t in enumerate(TOP1)), row("random", top1=0.35), row("observer", top1=0.7))
     return load_results(tmp_path)
+
+
+def test_students_of_one_distilled_set_are_one_observation(tmp_path):
+    values = {0: (0.6, 0.7), 1: (0.5, 0.54)}
+    write(tmp_path, *(row(settings=settings_with(seed=seed), number=n, top1=top1) for seed, pair in values.items() for n, top1 in enumerate(pair)))
+    means = mean_over_students(load_results(tmp_path))
+    assert sorted(zip(means["seed"], means["top1"].round(6), strict=True)) == [(0, 0.65), (1, 0.52)] and set(PAIR) <= set(means.columns)
 
 
 def test_mean_deviation_and_count(rows):

@@ -31,10 +31,8 @@ def trial_row(i, number=0, **more):
     return values if state != "failed" else values | dict.fromkeys(("artifact", "top1", "per_class", "stage_seconds"))
 
 
-def final_row(role, number, top1, steps):
-    return row(
-        settings=settings_with(recover__steps=steps), number=number, top1=top1, artifact=f"{role}{number}", role=role, state="complete", **SWEEP
-    )
+def final_row(role, seed, top1, steps):
+    return row(settings=settings_with(seed=seed, recover__steps=steps), top1=top1, artifact=f"{role}{seed}", role=role, state="complete", **SWEEP)
 
 
 @pytest.fixture

@@ -13,12 +13,14 @@ from reference.moments import exact_class_moments, running_class_moments
 
 from ray_ltdd.compute import Backend
 from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_expert
 from ray_ltdd.stages.calibrate import (
     CalibrateConfig,
     MomentsConfig,
     alignment_targets,
+    check_layers,
     class_batches,
     class_moments,
     resolve_layers,
@@ -167,7 +169,7 @@ def test_targets_against_a_loop(weights, variance):
     units = [[2], [0, 3], [1]]
     weight = class_weights(weights, torch.tensor(COUNT_A), 0.9)
     whole = mixture_moments(lambda: ((unit, {name: value[unit] for name, value in named.items()}) for unit in units), weight, variance)
-    targets = alignment_targets({name: value[[3, 1]] for name, value in named.items()}, whole, ["x", "y"], 10.0, BACKEND.device)
+    targets = alignment_targets({name: value[[3, 1]] for name, value in named.items()}, whole, ["x", "y"], [10.0, 1.0], BACKEND.device)
     assert [target.weight for target in targets] == [10.0, 1.0]
     weight_A = reference_targets.class_weights(weights, COUNT_A, 0.9)
     for name, target in zip(("x", "y"), targets, strict=True):
@@ -186,12 +188,20 @@ def test_the_global_target_is_not_the_observers_running_estimate(bank, inputs):
     layers = payload.record["layers"]
     named = {name: value for name, value in payload.tensors.items() if name != "count"}
     whole = mixture_moments(lambda: [(CLASSES, named)], class_weights("uniform", payload.tensors["count"]), "mixture")
-    targets = alignment_targets(named, whole, layers, 1.0, BACKEND.device)
+    targets = alignment_targets(named, whole, layers, [1.0] * len(layers), BACKEND.device)
     for name, target in zip(layers, targets, strict=True):
         per_class = [exact_class_moments(inputs[name], np.where(bank.label_N.numpy() == k, 0, -1), 1)[0][0] for k in CLASSES]
         np.testing.assert_allclose(target.global_moments[0].numpy(), np.mean(per_class, axis=0), rtol=1e-4, atol=1e-5)
         running = build_observer().get_submodule(name).running_mean
         assert (target.global_moments[0] - running).abs().max() > 0.05
+
+
+def test_weights_of_layers_the_observer_has_not_are_refused_before_training():
+    check_layers(CalibrateConfig(layers="batch_norm"), ["encoder.blocks.0.1"], build_observer())
+    with pytest.raises(InputError, match=r"recover.layer_weights: the observer has no monitored layer 'conv1': choose among encoder\."):
+        check_layers(CalibrateConfig(), ["conv1"], build_observer())
+    with pytest.raises(InputError, match="no batch_norm layer to monitor"):
+        check_layers(CalibrateConfig(layers="batch_norm"), [], build_observer(normalization="instance"))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from ray_ltdd.stages.recover import (
     recovery_loss,
     round_pixels,
     start_wave,
+    synthetic_moments,
 )
 from ray_ltdd.statistics.alignment import ClassSums, LayerTarget, SmoothedMoments
 from ray_ltdd.statistics.observe import Observation, observing
@@ -127,6 +128,30 @@ def test_the_loss_over_several_steps_is_its_formula(observe, variance, weights):
             variance,
         )
         assert loss.item() == pytest.approx(by_hand, rel=2e-4)
+
+
+def test_cutting_the_classes_into_units_changes_no_direction(observe):
+    """With the other unit's moments as they are at this step, an image's gradient in a unit of half the classes is twice that in one unit of all."""
+    config = CONFIG.model_copy(update={"alignment_weight": 1.0, "global_weight": 3.0})
+    widths = [mean_NF.shape[1] for mean_NF, _ in observe(smooth_images(1, 0))[1]]
+    own, goal = random_moments(N_ALL, widths, 1), [(mean_AF[0], var_AF[0]) for mean_AF, var_AF in random_moments(1, widths, 2)]
+    label_N, image_NCHW = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), smooth_images(8, 4)
+
+    def gradient(classes):
+        held = (label_N[:, None] == torch.tensor(classes)).any(1)
+        pixel, rest = image_NCHW[held].requires_grad_(True), image_NCHW[~held]
+        others = [c for c in range(N_ALL) if c not in classes]
+        sums = [ClassSums(*(torch.zeros(f),) * 3, 0) for f in widths]
+        if others:
+            moments = synthetic_moments(observe, rest, label_N[~held], others)[1]
+            sums = [ClassSums.of(*pair, origin) for pair, (origin, _) in zip(moments, goal, strict=True)]
+        targets = [LayerTarget((m[classes], v[classes]), whole, 1.0) for (m, v), whole in zip(own, goal, strict=True)]
+        unit = UnitProblem(observe, classes, label_N[held], targets, sums, "mixture", PIXEL_SCALE, 0, "unit")
+        (found,) = torch.autograd.grad(recovery_loss(config, unit, pixel, SmoothedMoments(0.0)), [pixel])
+        return held, found
+
+    (_, whole), (held, half) = gradient([0, 1, 2, 3]), gradient([1, 2])
+    torch.testing.assert_close(half, 2 * whole[held], rtol=1e-3, atol=1e-6)
 
 
 def test_recovery_is_its_steps_written_out(observe):
