@@ -100,10 +100,17 @@ class ExperimentConfig(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (first 12 hex digits) of everything but names and folders: equal fingerprints mean the same experiment."""
+        """SHA-256 (first 12 hex digits) of everything but names, folders and sharing of work: equal fingerprints mean the same experiment."""
         settings = self.model_dump(
             mode="json",
-            exclude={"name": True, "output": True, "cluster": True, "data": {"root", "path"}, "compute": {"threads", "device"}},
+            exclude={
+                "name": True,
+                "output": True,
+                "cluster": True,
+                "data": {"root", "path"},
+                "compute": {"threads", "device"},
+                "relabel": {"epochs_per_task"},
+            },
         )
         if self.cluster.expert_workers > 1:
             settings["expert_workers"] = self.cluster.expert_workers

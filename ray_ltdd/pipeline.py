@@ -12,7 +12,7 @@ from ray_ltdd.tasks import distil as distilling
 from ray_ltdd.tasks import recovery
 from ray_ltdd.tasks import students as testing
 from ray_ltdd.tasks.recovery import RecoveryInputs, UnitInputs, WavePlace
-from ray_ltdd.tasks.students import Source
+from ray_ltdd.tasks.students import Labels, Source
 from ray_ltdd.workbench import TrainedExpert, Workbench
 
 
@@ -37,7 +37,7 @@ class Distilled:
     units: list[tuple[int, ...]]
     recovered: list[Artifact]
     images: Artifact
-    labels: Artifact
+    labels: Labels
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def distil(config: ExperimentConfig, bench: Workbench, executor: Executor) -> Di
     initial = executor.compute("Select crops", [distilling.crops_task(config, bench, teachers, unit) for unit in units])
     waves = recover_waves(config, executor, observer, units, moments, initial)
     (images,) = executor.compute("Recover", [recovery.images_task(config, units, waves)])
-    (labels,) = executor.compute("Relabel", [testing.labels_task(config, bench, teachers, images)])
+    image_labels, *view_labels = executor.compute("Relabel", testing.labels_tasks(config, bench, teachers, images))
+    labels = Labels(image_labels, tuple(view_labels))
     return Distilled(observer, tuple(teachers), moments, initial, units, waves[-1], images, labels)
 
 

@@ -8,8 +8,9 @@ RUN/summary.json    the outcome as printed
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,12 +28,13 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Executor, InlineExecutor, Reporter, StageRecord
 from ray_ltdd.pipeline import Distilled, Scores
 from ray_ltdd.results.distilled import CardFacts, png_bytes, write_card, write_distilled, write_labels
+from ray_ltdd.results.distilled_views import write_view_logits
 from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
 from ray_ltdd.results.summary import TITLES, Outcome, aggregate
-from ray_ltdd.seeding import derive_seed
 from ray_ltdd.stages.recover import round_pixels
+from ray_ltdd.stages.views import n_batches
 from ray_ltdd.storage import atomic_file, readable_os_error
-from ray_ltdd.tasks.students import Source
+from ray_ltdd.tasks.students import Source, views_seed
 from ray_ltdd.workbench import Workbench, WorkbenchSpec, split_payload
 from ray_ltdd.yaml_files import read_yaml
 
@@ -195,8 +197,11 @@ def execute(run: Run) -> Report:
     folder = run.folder / "distilled"
     tensors = distilled.images.tensors()
     card = write_card(_card_facts(run, report))
-    write_distilled(folder, tensors["image"], tensors["label"], distilled.labels.tensors()["logit"], run.bench.prepared.class_names, card)
+    write_distilled(folder, tensors["image"], tensors["label"], distilled.labels.images.tensors()["logit"], run.bench.prepared.class_names, card)
     write_labels(folder, _label_files(run, distilled))
+    if distilled.labels.views:
+        views, seed = run.config.relabel.views, views_seed(run.config.seed)
+        write_view_logits(folder, _view_logits(distilled), _stored_shape(run), views, seed)
     with readable_os_error(run.folder), atomic_file(run.folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(report.describe(), indent=1))
     return report
@@ -214,7 +219,8 @@ def evaluate(run: Run, distilled: Distilled) -> Report:
 
 def sizes(run: Run, distilled: Distilled) -> tuple[int, int]:
     """Bytes of the distilled images as PNG, and of the labels a user must keep."""
-    kept = [tensor for tensors, _ in _label_files(run, distilled).values() for tensor in tensors.values()]
+    files = (tensor for tensors, _ in _label_files(run, distilled).values() for tensor in tensors.values())
+    kept = chain(files, _view_logits(distilled))
     return png_bytes(distilled.images.tensors()["image"]), sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
@@ -295,20 +301,27 @@ def _row(run: Run, artifact: Artifact, method: str, network: str, number: int) -
 
 
 def _label_files(run: Run, distilled: Distilled) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]:
-    """What a user must keep to train a student with this run's kind of labels: file name -> tensors and what they are."""
-    config = run.config.relabel
-    labels = distilled.labels.tensors()
-    if config.labels == "one":
-        return {"logits.safetensors": ({"logit": labels["logit"]}, {"meaning": "logits of the images as they are, in their order"})}
-    if config.labels == "stored":
-        seed = derive_seed(run.config.seed, "relabel")
-        facts = {"meaning": "logits of views [epoch, batch, image, class]", "views": config.views.model_dump_json(), "views_seed": str(seed)}
-        return {"view_logits.safetensors": ({"view_logit": labels["view_logit"]}, facts)}
+    """What a user must keep to train a student with this run's kind of labels, less stored views: file name -> tensors and what they are."""
+    if run.config.relabel.labels == "one":
+        tensors = distilled.labels.images.tensors()
+        return {"logits.safetensors": ({"logit": tensors["logit"]}, {"meaning": "logits of the images as they are, in their order"})}
+    if run.config.relabel.labels == "stored":
+        return {}
     teachers = {teacher.artifact.digest: teacher for teacher in distilled.teachers}
     return {
         f"teacher-{number}.safetensors": (teacher.artifact.tensors(), {"meaning": "weights of an expert", "model": teacher.model.model_dump_json()})
         for number, teacher in enumerate(teachers.values())
     }
+
+
+def _view_logits(distilled: Distilled) -> Iterator[torch.Tensor]:
+    """The stored labels of views, a chunk of epochs at a time."""
+    return (chunk.tensors()["view_logit"] for chunk in distilled.labels.views)
+
+
+def _stored_shape(run: Run) -> tuple[int, int, int, int]:
+    views, n_images = run.config.relabel.views, run.config.distill.images_per_class * run.bench.n_classes
+    return run.config.relabel.stored_epochs, n_batches(views, n_images), min(views.batch_size, n_images), run.bench.n_classes
 
 
 def _card_facts(run: Run, report: Report) -> CardFacts:

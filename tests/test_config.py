@@ -138,7 +138,7 @@ def test_what_cannot_be_read_as_text_is_one_sentence(tmp_path):
 @given(name=st.sampled_from(NAMES))
 def test_the_fingerprint_ignores_names_folders_and_the_machine_only(name):
     change = {"name": "other", "data.path": "/x", "data.root": "/x", "compute.threads": 7, "compute.device": "cpu"}
-    change |= {"output.root": "/x", "output.store": "/x", "output.checkpoint_seconds": 1.5}
+    change |= {"output.root": "/x", "output.store": "/x", "output.checkpoint_seconds": 1.5, "relabel.epochs_per_task": 3}
     base = ExperimentConfig().fingerprint
     if name.startswith("cluster.") and name != "cluster.expert_workers":
         change[name] = {"cluster.executor": "inline", "cluster.address": "10.0.0.1:6379", "cluster.keep_hosts": True}.get(name, 3)

@@ -101,17 +101,27 @@ class DistilledDataset(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]])
         return self.image_NCHW[index].float() / 255, self.label_N[index], self.logit_NK[index]
 
 
-def load_distilled(path: str | Path) -> DistilledDataset:
-    """Load `RUN/distilled`, a run's folder, or a distilled Parquet file.
+def find_distilled(path: str | Path) -> Path:
+    """Return the Parquet file of `RUN/distilled`, of a run's folder, or the one `path` names.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none.
     """
     path = Path(path)
     candidates = [path, path / FILE, path / "distilled" / FILE]
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         raise InputError(f"there is no distilled dataset at {path}: give a run's folder (it holds distilled/{FILE}).")
+    return file
+
+
+def load_distilled(path: str | Path) -> DistilledDataset:
+    """Load `RUN/distilled`, a run's folder, or a distilled Parquet file.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    file = find_distilled(path)
     try:
         table = pq.read_table(file, page_checksum_verification=True)
         images = [np.asarray(Image.open(io.BytesIO(entry["bytes"]))) for entry in table["image"].to_pylist()]

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ray_ltdd.artifacts import MANIFEST, PAYLOAD, Artifact
 from ray_ltdd.search.sizes import PreparedRecord, prepared_records
 from ray_ltdd.search.work import STAGES, CostKind, expert_signature, network_name
+from ray_ltdd.stages import relabel
 from ray_ltdd.stages.views import ViewsConfig, n_batches
 from ray_ltdd.tasks.keys import joint_digest
 
@@ -190,11 +191,23 @@ def _score(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, i
 
 
 def _relabel(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
-    upstream, settings = manifest["upstream"], manifest["settings"]["relabel"]
-    kind = CostKind("relabel", known.dataset(upstream["split"]), known.teachers[upstream["teachers"]])
+    if manifest["version"] != relabel.VERSION:
+        raise ValueError("the first version kept labels of images and of views together")
+    upstream = manifest["upstream"]
+    kind = CostKind(manifest["stage"], known.dataset(upstream["split"]), known.teachers[upstream["teachers"]])
     n_images = known.n_images(upstream["images"])
-    n_views = n_images * settings.get("stored_epochs", 0)
-    return kind, max(n_views, 1), n_images + n_views
+    return kind, n_images, n_images
+
+
+def _relabel_views(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
+    kind, n_images, _ = _relabel(known, manifest)
+    first, end = manifest["settings"]["epochs"]
+    n_views = (end - first) * _n_views(ViewsConfig(**manifest["settings"]["relabel"]["views"]), n_images)
+    return kind, n_views, n_views
+
+
+def _n_views(views: ViewsConfig, n_images: int) -> int:
+    return n_batches(views, n_images) * min(views.batch_size, n_images)
 
 
 def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
@@ -206,7 +219,7 @@ def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
     kind = CostKind("students", known.dataset(upstream["split"]), " + ".join(networks))
     # what parts before cost is their own
     n_epochs = settings.get("last_epoch", settings["student"]["epochs"]) - manifest["record"].get("epochs_before", 0)
-    return kind, n_epochs * n_batches(views, n_images) * min(views.batch_size, n_images), 1
+    return kind, n_epochs * _n_views(views, n_images), 1
 
 
 _READERS: Mapping[str, Reader] = {
@@ -217,6 +230,7 @@ _READERS: Mapping[str, Reader] = {
     "recover": _recover,
     "images": _images,
     "relabel": _relabel,
+    "relabel_views": _relabel_views,
     "students": _student,
     "student_parts": _student,
     "scores": _score,

@@ -33,6 +33,7 @@ STAGES = {
     "recover": "Recover",
     "images": "Recover",
     "relabel": "Relabel",
+    "relabel_views": "Relabel",
     "students": "Students",
     "student_parts": "Students",
     "scores": "Experts' accuracy",
@@ -56,7 +57,7 @@ class StageRun:
         kind: of its cost.
         identity: hash of all it depends on.
         work: images passed, or artifacts where the time hardly depends on images.
-        size: distilled images kept (of the stage `images`: their pixel values), or artifacts where bytes do not depend on them.
+        size: distilled images or labelled views kept (of the stage `images`: pixel values), or artifacts where bytes do not depend on them.
         signature: of an expert, as `expert_signature` gives it; "" for other stages.
     """
 
@@ -111,13 +112,17 @@ class _Asked:
         calibrated = self._calibrated(observer)
         recovered = self._recovered(observer, [run.identity for run in calibrated], crops)
         images = self._run("images", 1, self._n_images * self._n_pixels, [recovered[-1].identity])
-        stored = config.relabel.labels == "stored"
-        n_views = self._n_images * config.relabel.stored_epochs if stored else 0
-        asked = config.relabel if stored else config.relabel.tau
-        labels = self._run("relabel", max(n_views, 1), self._n_images + n_views, [images.identity, *taught], asked, networks=self._teachers)
+        labels = self._labels([images.identity, *taught])
         scored = {run.identity: expert.model for run, expert in zip((observer, *teachers), (config.observer, *config.teachers), strict=True)}
         scores = [self._run("scores", 1, 1, [expert], config.evaluate.part, networks=[model]) for expert, model in scored.items()]
-        return [*experts, *calibrated, crops, *recovered, images, labels, *self._students([images.identity, labels.identity], taught), *scores]
+        students = self._students([images.identity, labels[0].identity], taught)
+        return [*experts, *calibrated, crops, *recovered, images, *labels, *students, *scores]
+
+    @property
+    def _n_views(self) -> int:
+        """Of an epoch, the last batch filled up."""
+        views = self._config.relabel.views
+        return n_batches(views, self._n_images) * min(views.batch_size, self._n_images)
 
     @property
     def _teachers(self) -> list[ModelConfig]:
@@ -164,16 +169,24 @@ class _Asked:
         work, size = self._n_images * config.steps, self._n_images * (1 + n_exchanges)
         return [*runs, self._run("recover", work, size, upstream, config, networks=networks)]
 
+    def _labels(self, upstream: list[str]) -> list[StageRun]:
+        config = self._config.relabel
+        runs = [self._run("relabel", self._n_images, self._n_images, upstream, config.tau, networks=self._teachers)]
+        for epochs in config.chunks():
+            n_views = len(epochs) * self._n_views
+            how = (config.outcome(), epochs.start, epochs.stop)
+            runs.append(self._run("relabel_views", n_views, n_views, upstream, *how, networks=self._teachers))
+        return runs
+
     def _students(self, distilled: list[str], taught: list[str]) -> list[StageRun]:
-        config, n_images = self._config, self._n_images
-        work = config.evaluate.epochs * n_batches(config.relabel.views, n_images) * min(config.relabel.views.batch_size, n_images)
+        config, work = self._config, self._config.evaluate.epochs * self._n_views
         runs = []
         for source in ("distilled", *config.evaluate.baselines):
             own = source == "distilled"
             asks = own and config.relabel.labels == "online"
             networks = [config.evaluate.model, *(self._teachers if asks else [])]
             upstream = [*distilled, *(taught if asks else [])] if own else [self._split]
-            how = [config.relabel] if own else [config.relabel.views, n_images]
+            how = [config.relabel.outcome()] if own else [config.relabel.views, self._n_images]
             for number in range(config.evaluate.seeds):
                 which = (config.evaluate.student(), config.evaluate.part, source, number, *how)
                 runs.append(self._run("students", work, 1, upstream, *which, networks=networks))

@@ -30,7 +30,7 @@ from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.scoring import predict
 from ray_ltdd.stages.views import EpochViews, ViewsConfig, draw_epoch_views, make_batch, mix_labels, n_batches
 
-VERSION = 1
+VERSION = 2
 
 SoftLabels = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """(view_BCHW, index_B, partner_B, lambda_B, batch number since the start) -> target logits, float32 [B, K]."""
@@ -143,7 +143,8 @@ def train_student(
     for t in range(done, last_step):
         epoch, step = divmod(t, per_epoch)
         if views is None or step == 0:
-            views = draw_epoch_views(views_config, len(bank), views_seed, epoch % n_view_epochs if n_view_epochs else epoch, backend.device)
+            drawn_epoch = epoch % n_view_epochs if n_view_epochs else epoch
+            views = draw_epoch_views(views_config, len(bank), bank.image_size, views_seed, drawn_epoch, backend.device)
         view_BCHW, partner_B, lambda_B = make_batch(views_config, bank, views, step)
         index_B = views.index_SB[step]
         label_B = bank.label_N[index_B]
@@ -204,12 +205,25 @@ def labels_per_image(logit_NK: torch.Tensor) -> SoftLabels:
     return look_up
 
 
-def labels_per_view(view_logit_ESBK: torch.Tensor, device: torch.device) -> SoftLabels:
-    """Soft labels `stored`: the logits of every view of the stored epochs, gone through again and again."""
-    stored_TBK = view_logit_ESBK.flatten(0, 1)
+def labels_per_view(load_chunk: Callable[[int], torch.Tensor], chunks: Sequence[range], per_epoch: int, device: torch.device) -> SoftLabels:
+    """Soft labels `stored`: the logits of every view of the stored epochs, gone through again and again, one chunk of them in memory at a time.
+
+    Args:
+        load_chunk: reads a chunk by its number, fp16 [E, S, B, K].
+        chunks: the epochs of each chunk, in their order; all but the last have as many.
+        per_epoch: S, batches of an epoch.
+        device: where the labels are wanted; a chunk goes there as a whole.
+    """
+    per_chunk, n_stored = len(chunks[0]) * per_epoch, chunks[-1].stop * per_epoch
+    held: dict[int, torch.Tensor] = {}
 
     def look_up(view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, t: int) -> torch.Tensor:
-        return stored_TBK[t % len(stored_TBK)].to(device).float()
+        number, step = divmod(t % n_stored, per_chunk)
+        if number not in held:
+            # the last one goes before the next one comes
+            held.clear()
+            held[number] = load_chunk(number).flatten(0, 1).to(device)
+        return held[number][step].float()
 
     return look_up
 

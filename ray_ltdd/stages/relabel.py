@@ -9,7 +9,7 @@ Legend: N images, K classes, E epochs, S batches of an epoch, B batch.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,7 +22,7 @@ from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.select_crops import BATCH_SIZE, Logits
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch
 
-VERSION = 1
+VERSION = 2
 
 
 class RelabelConfig(Settings):
@@ -33,6 +33,12 @@ class RelabelConfig(Settings):
         description="one: a logit vector per image; stored: for every view of stored_epochs; online: teacher in the loop",
     )
     stored_epochs: int = Field(50, ge=1, description="epochs of views labelled in advance; the student goes through them again and again")
+    epochs_per_task: int = Field(
+        10,
+        ge=1,
+        description="stored epochs labelled by one task, kept in one artifact and held in memory by a student at one time; changes no label "
+        "(an epoch of 10,000 images of 1000 classes takes 20 MB)",
+    )
     tau: float = Field(
         0.0,
         ge=0,
@@ -40,6 +46,15 @@ class RelabelConfig(Settings):
         description="post-hoc calibration: logits minus tau times the (centred) log class prior of the long-tailed set",
     )
     views: ViewsConfig = Field(default_factory=ViewsConfig, description="the student's training views")
+
+    def outcome(self) -> dict[str, Any]:
+        """The settings labels depend on, as plain data."""
+        return self.model_dump(mode="json", exclude={"epochs_per_task"})
+
+    def chunks(self) -> list[range]:
+        """The stored epochs, split into those of each task; none where views are not stored."""
+        n, size = self.stored_epochs if self.labels == "stored" else 0, self.epochs_per_task
+        return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def prior_correction(count_K: torch.Tensor, tau: float) -> torch.Tensor:
@@ -79,21 +94,27 @@ def calibrated(teacher: Logits, correction_K: torch.Tensor) -> Logits:
 
 
 @torch.no_grad()
-def relabel(config: RelabelConfig, teacher: Logits, bank: ImageBank, backend: Backend, seed: int, advance: Advance = silent) -> Payload:
-    """Return the stored labels: `logit`, fp16 [N, K] of the images as they are (part of every distilled dataset), and for `stored` also
-    `view_logit`, fp16 [E, S, B, K] of the views drawn from `seed`."""
-    tensors = {"logit": _label_images(teacher, bank).half()}
-    if config.labels == "stored":
-        epochs = []
-        for epoch in range(config.stored_epochs):
-            views = draw_epoch_views(config.views, len(bank), seed, epoch, backend.device)
-            batches = [teacher(make_batch(config.views, bank, views, step)[0]) for step in range(len(views.index_SB))]
-            epochs.append(torch.stack(batches).half().cpu())
-            advance(views.index_SB.numel())
-        tensors["view_logit"] = torch.stack(epochs)
-    return Payload(tensors, {"labels": config.labels})
+def label_images(teacher: Logits, bank: ImageBank, advance: Advance = silent) -> Payload:
+    """Return `logit`, fp16 [N, K]: the teacher's logits of the images as they are, part of every distilled dataset."""
+    labelled = []
+    for position_B, n_real in padded_batches(len(bank), BATCH_SIZE, bank.device):
+        labelled.append(teacher(bank.take(position_B))[:n_real])
+        advance(n_real)
+    return Payload({"logit": torch.cat(labelled).half()})
 
 
-def _label_images(teacher: Logits, bank: ImageBank) -> torch.Tensor:
-    batches = padded_batches(len(bank), BATCH_SIZE, bank.device)
-    return torch.cat([teacher(bank.take(position_B))[:n_real] for position_B, n_real in batches])
+@torch.no_grad()
+def label_views(
+    views_config: ViewsConfig, teacher: Logits, bank: ImageBank, backend: Backend, seed: int, epochs: range, advance: Advance = silent
+) -> Payload:
+    """Return `view_logit`, fp16 [E, S, B, K]: the teacher's logits of the views drawn from `seed` for these epochs.
+
+    An epoch's labels do not depend on which others are labelled with it.
+    """
+    labelled = []
+    for epoch in epochs:
+        views = draw_epoch_views(views_config, len(bank), bank.image_size, seed, epoch, backend.device)
+        batches = [teacher(make_batch(views_config, bank, views, step)[0]) for step in range(len(views.index_SB))]
+        labelled.append(torch.stack(batches).half().cpu())
+        advance(views.index_SB.numel())
+    return Payload({"view_logit": torch.stack(labelled)})

@@ -1,8 +1,10 @@
-"""The augmented and mixed views students are trained on, as a pure function of (settings, number of images, seed, epoch).
+"""The augmented and mixed views students are trained on, as a pure function of (settings, number and size of images, seed, epoch).
 
-Because views can be drawn again from their seed, storing soft labels for K epochs of views needs the labels and the seed, nothing else.
+Because views can be drawn again from their seed, storing soft labels for K epochs of views needs the labels and the seed, nothing else. They are
+drawn on the CPU wherever they are rendered: a GPU's generator gives other numbers for the same seed, and labels stored there must fit the views
+drawn anywhere else.
 
-Legend: N images, B batch, S batches of an epoch, C H W, K classes.
+Legend: N images, B batch, S batches of an epoch, C channels, H W rows and columns, K classes.
 """
 
 from dataclasses import dataclass
@@ -16,6 +18,9 @@ from ray_ltdd.data.augment import crop, draw_crop_boxes, draw_cutmix_boxes, draw
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.settings import Settings
+
+VERSION = 2
+"""Raised when the same seed draws other views, which labels stored before do not fit."""
 
 
 class ViewsConfig(Settings):
@@ -37,8 +42,8 @@ class EpochViews:
         index_SB: int64 positions of images.
         partner_SB: int64 rows of the same batch whose image is mixed in.
         box_SB4, flip_SB: crop and flip.
-        lambda_SB: float32 share of the image itself, before CutMix's box is clipped; 1 where it is not mixed.
-        centre_seed: of the CutMix boxes.
+        lambda_SB: float32 share of the image itself, for CutMix corrected for the clipped box; 1 where it is not mixed.
+        patch_row_SBH, patch_column_SBW: bool, the rows and columns of CutMix's box, where they cross the partner shows; H and W are 0 without CutMix.
     """
 
     index_SB: torch.Tensor
@@ -46,7 +51,8 @@ class EpochViews:
     box_SB4: torch.Tensor
     flip_SB: torch.Tensor
     lambda_SB: torch.Tensor
-    centre_seed: int
+    patch_row_SBH: torch.Tensor
+    patch_column_SBW: torch.Tensor
 
 
 def n_batches(config: ViewsConfig, n_images: int) -> int:
@@ -54,45 +60,68 @@ def n_batches(config: ViewsConfig, n_images: int) -> int:
     return -(-n_images // min(config.batch_size, n_images))
 
 
-def draw_epoch_views(config: ViewsConfig, n_images: int, seed: int, epoch: int, device: torch.device) -> EpochViews:
-    """Draw an epoch's views. The last batch is filled up with images of another permutation, so that all have one shape."""
+def draw_epoch_views(config: ViewsConfig, n_images: int, image_size: int, seed: int, epoch: int, device: torch.device) -> EpochViews:
+    """Draw an epoch's views. The last batch is filled up with images of another permutation, so that all have one shape.
+
+    Args:
+        config: batches, crops, mixing.
+        n_images: N.
+        image_size: rows and columns, in pixels.
+        seed, epoch: the same ones give the same views.
+        device: where the views go after they are drawn, all at once; the numbers do not depend on it.
+    """
     batch = min(config.batch_size, n_images)
     shape = (n_batches(config, n_images), batch)
     n = shape[0] * shape[1]
-    rng = generator(device, seed, "views", epoch)
-    order = torch.cat([torch.randperm(n_images, generator=rng, device=device) for _ in range(2)])[:n]
-    partner_SB = torch.rand(shape, generator=rng, device=device).argsort(dim=1)
-    draw = np.random.default_rng(derive_seed(seed, "views-lambda", epoch))
+    rng = generator("cpu", seed, "views", epoch)
+    order = torch.cat([torch.randperm(n_images, generator=rng) for _ in range(2)])[:n]
+    partner_SB = torch.rand(shape, generator=rng).argsort(dim=1)
+    box_SB4 = draw_crop_boxes(n, (config.min_scale, 1.0), rng).view(*shape, 4)
+    flip_SB = (draw_flips(n, rng) & config.flip).view(shape)
+    lambda_SB = _draw_lambda(config, shape, derive_seed(seed, "views-lambda", epoch))
+    patch_row_SBH = patch_column_SBW = torch.zeros(*shape, 0, dtype=torch.bool)
+    if config.mix == "cutmix":
+        patch_row_SBH, patch_column_SBW, lambda_SB = _draw_patches(lambda_SB, image_size, derive_seed(seed, "views-centre", epoch))
+    drawn = (order.view(shape), partner_SB, box_SB4, flip_SB, lambda_SB, patch_row_SBH, patch_column_SBW)
+    return EpochViews(*(tensor.to(device) for tensor in drawn))
+
+
+def _draw_lambda(config: ViewsConfig, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Shares before CutMix clips its boxes, float32; 1 where images are not mixed."""
+    draw = np.random.default_rng(seed)
     lam = draw.beta(config.mix_alpha, config.mix_alpha, shape)
     mixed = draw.random(shape) < (config.mix_probability if config.mix != "none" else 0.0)
-    return EpochViews(
-        order.view(shape),
-        partner_SB,
-        draw_crop_boxes(n, (config.min_scale, 1.0), rng).view(*shape, 4),
-        (draw_flips(n, rng) & config.flip).view(shape),
-        torch.as_tensor(np.where(mixed, lam, 1.0), dtype=torch.float32, device=device),
-        derive_seed(seed, "views-centre", epoch),
-    )
+    return torch.as_tensor(np.where(mixed, lam, 1.0), dtype=torch.float32)
+
+
+def _draw_patches(lambda_SB: torch.Tensor, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw CutMix's boxes; return their rows and columns, bool [S, B, size] each, and the shares they leave, float32 [S, B]."""
+    # rows and columns instead of masks: an epoch of 10,000 images at 224 px takes 4 MB, not 500
+    rows, columns, shares = [], [], []
+    for step, lambda_B in enumerate(lambda_SB):
+        mask_B1HW, share_B = draw_cutmix_boxes(lambda_B, size, generator("cpu", seed, "cutmix", step))
+        rows.append(mask_B1HW[:, 0].any(2))
+        columns.append(mask_B1HW[:, 0].any(1))
+        shares.append(share_B)
+    return torch.stack(rows), torch.stack(columns), torch.stack(shares)
 
 
 def make_batch(config: ViewsConfig, bank: ImageBank, views: EpochViews, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Render one batch.
+    """Render one batch; nothing is drawn, and nothing goes to or from the device.
 
     Returns:
         view_BCHW: float32 in [0, 1].
         partner_B: int64 rows of the batch that were mixed in.
         lambda_B: float32 share of each image itself, for CutMix corrected for the clipped box.
     """
-    size = bank.image_size
-    image_BCHW = crop(bank.take(views.index_SB[step]), views.box_SB4[step], views.flip_SB[step], size)
+    image_BCHW = crop(bank.take(views.index_SB[step]), views.box_SB4[step], views.flip_SB[step], bank.image_size)
     partner_B, lambda_B = views.partner_SB[step], views.lambda_SB[step]
     if config.mix == "none":
         return image_BCHW, partner_B, lambda_B
     if config.mix == "mixup":
         return mixup(image_BCHW, image_BCHW[partner_B], lambda_B), partner_B, lambda_B
-    rng = generator(image_BCHW.device, views.centre_seed, "cutmix", step)
-    mask_B1HW, lambda_B = draw_cutmix_boxes(lambda_B, size, rng)
-    return torch.where(mask_B1HW, image_BCHW[partner_B], image_BCHW), partner_B, lambda_B
+    mask_BHW = views.patch_row_SBH[step][:, :, None] & views.patch_column_SBW[step][:, None, :]
+    return torch.where(mask_BHW[:, None], image_BCHW[partner_B], image_BCHW), partner_B, lambda_B
 
 
 def mix_labels(label_BK: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Stage 5: soft labels, students, scores."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,35 +23,77 @@ _STATE = "state/"
 Source = Literal["distilled", "random", "whole"]
 
 
-def labels_task(config: ExperimentConfig, bench: Workbench, teachers: Sequence[TrainedExpert], images: Artifact) -> Task:
-    """Stage 5, labels."""
+@dataclass(frozen=True)
+class Labels:
+    """Soft labels of a distilled set.
+
+    Attributes:
+        images: logits of the images as they are, `logit`.
+        views: logits of the stored epochs of views, `view_logit`, one artifact a chunk of epochs; none where views are not stored.
+    """
+
+    images: Artifact
+    views: tuple[Artifact, ...]
+
+
+def labels_tasks(config: ExperimentConfig, bench: Workbench, teachers: Sequence[TrainedExpert], images: Artifact) -> list[Task]:
+    """Stage 5, labels: one task for the images as they are, then one for each chunk of stored epochs."""
     upstream = {
         "teachers": joint_digest([t.artifact for t in teachers]),
         "images": images.digest,
         "split": bench.split.fingerprint,
     }
-    settings: dict[str, Any] = {"relabel": config.relabel if config.relabel.labels == "stored" else {"tau": config.relabel.tau}}
-    stage_key = key(config, "relabel", relabel.VERSION, settings, upstream)
     n_images = config.distill.images_per_class * bench.n_classes
-    n_views = n_images * config.relabel.stored_epochs if config.relabel.labels == "stored" else 0
-    inputs = {"settings": config.relabel, "teachers": tuple(teachers), "images": images, "seed": config.seed}
-    return Task(stage_key, run_labels, inputs, n_views, "soft labels")
+    inputs = {"settings": config.relabel, "teachers": tuple(teachers), "images": images}
+    image_key = key(config, "relabel", relabel.VERSION, {"relabel": {"tau": config.relabel.tau}}, upstream)
+    tasks = [Task(image_key, run_image_labels, inputs, n_images, "soft labels of the images")]
+    for epochs in config.relabel.chunks():
+        settings = {"relabel": config.relabel.outcome(), "epochs": [epochs.start, epochs.stop]}
+        views_key = key(config, "relabel_views", relabel.VERSION, settings, upstream)
+        own = {**inputs, "epochs": epochs, "seed": config.seed}
+        label = f"soft labels of epochs {epochs.start} to {epochs[-1]} of views"
+        tasks.append(Task(views_key, run_view_labels, own, _n_views(config, n_images) * len(epochs), label))
+    return tasks
 
 
-def run_labels(
+def _n_views(config: ExperimentConfig, n_images: int) -> int:
+    """Views of an epoch, the last batch filled up."""
+    return n_batches(config.relabel.views, n_images) * min(config.relabel.views.batch_size, n_images)
+
+
+def run_image_labels(
     bench: Workbench,
     slot: CheckpointSlot,
     advance: Advance,
     settings: relabel.RelabelConfig,
     teachers: tuple[TrainedExpert, ...],
     images: Artifact,
+) -> Payload:
+    """Ask the teachers about the images as they are."""
+    bank = bench.stored_bank(images)
+    return relabel.label_images(_teacher(bench, settings, teachers, len(bank)), bank, advance)
+
+
+def run_view_labels(
+    bench: Workbench,
+    slot: CheckpointSlot,
+    advance: Advance,
+    settings: relabel.RelabelConfig,
+    teachers: tuple[TrainedExpert, ...],
+    images: Artifact,
+    epochs: range,
     seed: int,
 ) -> Payload:
-    """Ask the teachers."""
+    """Ask the teachers about the views of some epochs."""
     bank = bench.stored_bank(images)
-    n_views = len(bank) * (1 + (settings.stored_epochs if settings.labels == "stored" else 0))
-    teacher = _teacher(bench, settings, teachers, n_views)
-    return relabel.relabel(settings, teacher, bank, bench.backend, derive_seed(seed, "relabel"), advance)
+    # all stored epochs decide on compilation, which rounds differently: the chunks must not
+    teacher = _teacher(bench, settings, teachers, len(bank) * settings.stored_epochs)
+    return relabel.label_views(settings.views, teacher, bank, bench.backend, views_seed(seed), epochs, advance)
+
+
+def views_seed(seed: int) -> int:
+    """The seed of the stored epochs' views, which all students go through, from the experiment's."""
+    return derive_seed(seed, "relabel")
 
 
 def _teacher(bench: Workbench, settings: relabel.RelabelConfig, teachers: Sequence[TrainedExpert], n_passes: int) -> select_crops.Logits:
@@ -65,7 +108,7 @@ def student_task(
     number: int,
     teachers: Sequence[TrainedExpert],
     images: Artifact,
-    labels: Artifact,
+    labels: Labels,
     last_epoch: int | None = None,
     before: Artifact | None = None,
 ) -> Task:
@@ -83,8 +126,9 @@ def student_task(
         "number": number,
     }
     if source == "distilled":
-        upstream |= {"images": images.digest, "labels": labels.digest}
-        settings["relabel"] = config.relabel
+        # labels of views follow from the settings and from all that the images' labels do: cutting them up differently is no reason to train again
+        upstream |= {"images": images.digest, "labels": labels.images.digest}
+        settings["relabel"] = config.relabel.outcome()
         if config.relabel.labels == "online":
             upstream["teachers"] = joint_digest([teacher.artifact for teacher in teachers])
     else:
@@ -92,7 +136,7 @@ def student_task(
     per_epoch = n_batches(config.relabel.views, ipc * bench.n_classes)
     n_before = int(before.record["epoch"]) if before else 0
     n_epochs = (last_epoch or config.evaluate.epochs) - n_before
-    n_images = n_epochs * per_epoch * min(config.relabel.views.batch_size, ipc * bench.n_classes)
+    n_images = n_epochs * _n_views(config, ipc * bench.n_classes)
     inputs = {
         "student": config.evaluate.student(),
         "relabel_settings": config.relabel,
@@ -126,7 +170,7 @@ def run_student(
     n_steps: int,
     teachers: tuple[TrainedExpert, ...],
     images: Artifact,
-    labels: Artifact,
+    labels: Labels,
     seed: int,
     last_epoch: int | None,
     before: Artifact | None,
@@ -143,7 +187,7 @@ def run_student(
         torch.from_numpy(bench.split.std_C),
         derive_seed(student_seed, "weights"),
     ).to(bench.backend.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    bank, soft, views_seed, n_view_epochs = bench.stored_bank(images), None, derive_seed(student_seed, "views"), None
+    bank, soft, seed_of_views, n_view_epochs = bench.stored_bank(images), None, derive_seed(student_seed, "views"), None
     if source == "whole":
         bank = bench.bank("train")
     elif source == "random":
@@ -155,10 +199,15 @@ def run_student(
             bench.backend.device,
         )
     elif relabel_settings.labels == "one":
-        soft = evaluate.labels_per_image(labels.tensors()["logit"].to(bench.backend.device))
+        soft = evaluate.labels_per_image(labels.images.tensors()["logit"].to(bench.backend.device))
     elif relabel_settings.labels == "stored":
-        soft = evaluate.labels_per_view(labels.tensors()["view_logit"], bench.backend.device)
-        views_seed, n_view_epochs = derive_seed(seed, "relabel"), relabel_settings.stored_epochs
+        soft = evaluate.labels_per_view(
+            lambda number: labels.views[number].tensors()["view_logit"],
+            relabel_settings.chunks(),
+            n_batches(relabel_settings.views, len(bank)),
+            bench.backend.device,
+        )
+        seed_of_views, n_view_epochs = views_seed(seed), relabel_settings.stored_epochs
     else:
         soft = evaluate.labels_online(_teacher(bench, relabel_settings, teachers, n_steps * relabel_settings.views.batch_size))
     trained = evaluate.train_student(
@@ -168,7 +217,7 @@ def run_student(
         bank,
         soft,
         n_steps,
-        views_seed,
+        seed_of_views,
         n_view_epochs,
         bench.backend,
         slot,

@@ -49,7 +49,11 @@ def finished(tmp_path_factory):
     experiments = [
         plain,
         experiment(folder, calibrate={"variance": "mean_of_classes"}),
-        experiment(folder, calibrate={"momentum": {"schedule": "constant"}, "batch_size": 4}, relabel={"labels": "stored", "stored_epochs": 3}),
+        experiment(
+            folder,
+            calibrate={"momentum": {"schedule": "constant"}, "batch_size": 4},
+            relabel={"labels": "stored", "stored_epochs": 3, "epochs_per_task": 2},
+        ),
         experiment(folder, select_crops={"method": "random", "crops_per_image": 2}, distill={"images_per_class": 2}, relabel={"labels": "one"}),
         experiment(folder, distill={"images_per_class": 2, "classes_per_unit": 4}),
         experiment(folder, more_teachers=[{"model": WIDTH, "member": 1}], relabel={"tau": 0.5}),

@@ -30,7 +30,7 @@ from ray_ltdd.stages.evaluate import (
     student_loss,
     train_student,
 )
-from ray_ltdd.stages.relabel import RelabelConfig, relabel
+from ray_ltdd.stages.relabel import RelabelConfig, label_images, label_views
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, n_batches
 
 BACKEND = Backend(torch.device("cpu"), torch.float32, "off")
@@ -88,7 +88,7 @@ def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
     recipe = reference.Adam(twin.parameters(), (0.9, 0.999), 0.1) if optimizer == "adamw" else reference.Sgd(twin.parameters(), 0.9, 0.1)
     for t in range(N_STEPS):
         epoch, step = divmod(t, 3)
-        views = draw_epoch_views(VIEWS, 22, 5, epoch, BACKEND.device)
+        views = draw_epoch_views(VIEWS, 22, 8, 5, epoch, BACKEND.device)
         view_BCHW, partner_B, lambda_B = make_batch(VIEWS, BANK, views, step)
         label_B = BANK.label_N[views.index_SB[step]]
         loss_of(view_BCHW, label_B, label_B[partner_B], lambda_B, teacher()(view_BCHW)).backward()
@@ -179,12 +179,20 @@ def test_students_trained_in_parts_have_the_bytes_of_those_trained_in_one_go(tmp
         assert torch.equal(tensor, trained.tested.state_dict()[name]), name
 
 
-def soft_labels(kind):
-    config = RelabelConfig(labels=kind, stored_epochs=4, views=VIEWS)
-    tensors = relabel(config, teacher(), BANK, BACKEND, 5).tensors
+def soft_labels(kind, epochs_per_task=3, loaded=None):
+    """Of 4 epochs where they are stored; `loaded` is told the chunks as they are read."""
     if kind == "one":
-        return labels_per_image(tensors["logit"])
-    return labels_per_view(tensors["view_logit"], BACKEND.device) if kind == "stored" else labels_online(teacher())
+        return labels_per_image(label_images(teacher(), BANK).tensors["logit"])
+    if kind == "online":
+        return labels_online(teacher())
+    chunks = RelabelConfig(labels="stored", stored_epochs=4, epochs_per_task=epochs_per_task, views=VIEWS).chunks()
+
+    def load(number):
+        if loaded is not None:
+            loaded.append(number)
+        return label_views(VIEWS, teacher(), BANK, BACKEND, 5, chunks[number]).tensors["view_logit"]
+
+    return labels_per_view(load, chunks, 3, BACKEND.device)
 
 
 @pytest.mark.parametrize("kind", ["one", "stored", "online"])
@@ -206,10 +214,11 @@ def test_without_soft_labels_the_student_learns_the_one_hot_ones(tmp_path):
     )
 
 
-def test_stored_labels_are_replayed_on_exactly_their_views(tmp_path):
-    """Over more epochs than were stored, in the real loop, with a last batch that is filled up."""
-    stored, label = soft_labels("stored"), teacher()
-    seen = []
+@pytest.mark.parametrize(("epochs_per_task", "expected"), [(1, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]), (3, [0, 1, 0, 1, 0]), (4, [0])])
+def test_stored_labels_are_replayed_on_exactly_their_views(tmp_path, epochs_per_task, expected):
+    """Over more epochs than were stored, in the real loop, with a last batch that is filled up; each chunk is read once a round."""
+    seen, loaded = [], []
+    stored, label = soft_labels("stored", epochs_per_task, loaded), teacher()
 
     def checked(view_BCHW, index_B, partner_B, lambda_B, t):
         target_BK = stored(view_BCHW, index_B, partner_B, lambda_B, t)
@@ -218,7 +227,7 @@ def test_stored_labels_are_replayed_on_exactly_their_views(tmp_path):
         return target_BK
 
     train(tmp_path / "c", soft=checked, n_steps=3 * 4 * 2 + 5, n_view_epochs=4)
-    assert n_batches(VIEWS, 22) == 3 and len(seen) == 29
+    assert n_batches(VIEWS, 22) == 3 and len(seen) == 29 and loaded == expected
     assert torch.equal(seen[0], seen[12]) and torch.equal(seen[4], seen[28]) and not torch.equal(seen[0], seen[3])
 
 

@@ -14,7 +14,7 @@ from ray_ltdd.compute import Backend
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_student
-from ray_ltdd.stages.relabel import RelabelConfig, calibrated, mean_logits, prior_correction, relabel
+from ray_ltdd.stages.relabel import RelabelConfig, calibrated, label_images, label_views, mean_logits, prior_correction
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, n_batches
 
 BACKEND = Backend(torch.device("cpu"), torch.float32, "off")
@@ -71,19 +71,10 @@ def test_the_teacher_is_never_differentiated(backend):
     assert all(parameter.grad is None for module in teachers for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("labels", ["one", "stored", "online"])
-def test_the_images_own_logits_belong_to_every_kind(labels):
-    bank, teacher = build_bank(), mean_logits(build_teachers(), BACKEND)
-    payload = relabel(RelabelConfig(labels=labels, stored_epochs=1, views=VIEWS), teacher, bank, BACKEND, 0)
-    assert payload.tensors["logit"].dtype == torch.float16 and payload.tensors["logit"].shape == (10, 5)
-    torch.testing.assert_close(payload.tensors["logit"].float(), teacher(bank.take(torch.arange(10))), atol=2e-3, rtol=2e-3)
-    assert ("view_logit" in payload.tensors) == (labels == "stored")
-
-
-def test_more_images_than_one_pass_are_labelled_in_order():
-    bank, teacher = build_bank(300), mean_logits(build_teachers(), BACKEND)
-    logit_NK = relabel(RelabelConfig(labels="one"), teacher, bank, BACKEND, 0).tensors["logit"]
-    assert logit_NK.shape == (300, 5)
+def test_the_images_own_logits_in_order_in_more_than_one_pass():
+    bank, teacher, done = build_bank(300), mean_logits(build_teachers(), BACKEND), []
+    logit_NK = label_images(teacher, bank, done.append).tensors["logit"]
+    assert logit_NK.dtype == torch.float16 and logit_NK.shape == (300, 5) and sum(done) == 300 and len(done) > 1
     torch.testing.assert_close(logit_NK.float(), teacher(bank.take(torch.arange(300))), atol=2e-3, rtol=2e-3)
 
 
@@ -91,22 +82,40 @@ def test_more_images_than_one_pass_are_labelled_in_order():
 def test_stored_labels_are_the_teachers_on_views_drawn_again(mix):
     """Pitfall 28: nothing but labels and a seed is stored."""
     bank, teacher = build_bank(), calibrated(mean_logits(build_teachers(), BACKEND), torch.arange(5.0))
-    config = RelabelConfig(labels="stored", stored_epochs=3, views=VIEWS.model_copy(update={"mix": mix}))
+    config, epochs = VIEWS.model_copy(update={"mix": mix}), range(3)
     done = []
-    stored = relabel(config, teacher, bank, BACKEND, 9, done.append).tensors["view_logit"]
+    stored = label_views(config, teacher, bank, BACKEND, 9, epochs, done.append).tensors["view_logit"]
     assert stored.dtype == torch.float16 and stored.shape == (3, 3, 4, 5) and sum(done) == 36
-    for epoch in range(3):
-        views = draw_epoch_views(config.views, 10, 9, epoch, BACKEND.device)
+    for epoch in epochs:
+        views = draw_epoch_views(config, 10, 8, 9, epoch, BACKEND.device)
         for step in range(3):
-            assert torch.equal(stored[epoch, step], teacher(make_batch(config.views, bank, views, step)[0]).half())
-    assert not torch.equal(stored, relabel(config, teacher, bank, BACKEND, 10).tensors["view_logit"])
+            assert torch.equal(stored[epoch, step], teacher(make_batch(config, bank, views, step)[0]).half())
+    assert not torch.equal(stored, label_views(config, teacher, bank, BACKEND, 10, epochs).tensors["view_logit"])
+
+
+@settings(deadline=None, max_examples=20)
+@given(stored_epochs=st.integers(1, 7), epochs_per_task=st.integers(1, 9))
+def test_chunks_of_epochs_hold_the_labels_of_all_at_once(stored_epochs, epochs_per_task):
+    bank, teacher = build_bank(), mean_logits(build_teachers(), BACKEND)
+    config = RelabelConfig(labels="stored", stored_epochs=stored_epochs, epochs_per_task=epochs_per_task)
+    chunks = config.chunks()
+    assert [epoch for chunk in chunks for epoch in chunk] == list(range(stored_epochs)), "every epoch once, in order"
+    assert {len(chunk) for chunk in chunks[:-1]} <= {epochs_per_task} and 1 <= len(chunks[-1]) <= epochs_per_task
+    whole = label_views(VIEWS, teacher, bank, BACKEND, 9, range(stored_epochs)).tensors["view_logit"]
+    parts = [label_views(VIEWS, teacher, bank, BACKEND, 9, chunk).tensors["view_logit"] for chunk in chunks]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("labels", ["one", "online"])
+def test_other_kinds_of_labels_store_no_epochs(labels):
+    assert RelabelConfig(labels=labels).chunks() == []
 
 
 @pytest.mark.parametrize(("batch_size", "n_steps"), [(4, 3), (64, 1)])
 def test_stored_labels_take_two_bytes_a_number(batch_size, n_steps):
     """Pitfall 28: what labels cost. A set smaller than a batch is one batch of all its images."""
-    config = RelabelConfig(labels="stored", stored_epochs=7, views=VIEWS.model_copy(update={"batch_size": batch_size}))
-    tensors = relabel(config, mean_logits(build_teachers(), BACKEND), build_bank(), BACKEND, 0).tensors
+    config, bank, teacher = VIEWS.model_copy(update={"batch_size": batch_size}), build_bank(), mean_logits(build_teachers(), BACKEND)
+    tensors = label_views(config, teacher, bank, BACKEND, 0, range(7)).tensors | label_images(teacher, bank).tensors
     n_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
-    assert n_batches(config.views, 10) == n_steps
+    assert n_batches(config, 10) == n_steps
     assert n_bytes == {"logit": 2 * 10 * 5, "view_logit": 2 * 7 * n_steps * min(batch_size, 10) * 5}

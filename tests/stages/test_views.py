@@ -3,13 +3,17 @@
 Legend: N images, B batch, S batches of an epoch, C H W, K classes.
 """
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_ltdd.data.augment import draw_cutmix_boxes
 from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, mix_labels, n_batches
 
 CPU = torch.device("cpu")
@@ -24,7 +28,7 @@ def build_bank(n=23, flat=False, size=8):
 
 
 def render(config, bank, seed=0, epoch=0):
-    views = draw_epoch_views(config, len(bank), seed, epoch, CPU)
+    views = draw_epoch_views(config, len(bank), bank.image_size, seed, epoch, CPU)
     return views, [make_batch(config, bank, views, step) for step in range(len(views.index_SB))]
 
 
@@ -32,7 +36,7 @@ def render(config, bank, seed=0, epoch=0):
 def test_the_same_seed_and_epoch_give_the_same_bytes_in_any_order(mix):
     bank, config = build_bank(), ViewsConfig(batch_size=6, mix=mix)
     _, batches = render(config, bank, 4, 2)
-    again = draw_epoch_views(config, len(bank), 4, 2, CPU)
+    again = draw_epoch_views(config, len(bank), bank.image_size, 4, 2, CPU)
     for step in reversed(range(len(batches))):
         for first, second in zip(batches[step], make_batch(config, bank, again, step), strict=True):
             assert torch.equal(first, second)
@@ -45,7 +49,7 @@ def test_the_same_seed_and_epoch_give_the_same_bytes_in_any_order(mix):
 @given(n_images=st.integers(1, 60), batch_size=st.integers(2, 70), epoch=st.integers(0, 5))
 def test_every_image_is_seen_at_least_once_an_epoch_in_batches_of_one_shape(n_images, batch_size, epoch):
     config = ViewsConfig(batch_size=batch_size)
-    views = draw_epoch_views(config, n_images, 0, epoch, CPU)
+    views = draw_epoch_views(config, n_images, 8, 0, epoch, CPU)
     shape = (n_batches(config, n_images), min(batch_size, n_images))
     assert views.index_SB.shape == views.partner_SB.shape == views.lambda_SB.shape == views.flip_SB.shape == shape
     assert views.box_SB4.shape == (*shape, 4)
@@ -63,12 +67,33 @@ def test_views_show_both_images_in_the_share_of_lambda(mix):
         own_B = views.index_SB[step] * 10 / 255
         expected_B = lambda_B * own_B + (1 - lambda_B) * own_B[partner_B]
         torch.testing.assert_close(view_BCHW.mean((1, 2, 3)), expected_B, atol=1e-5, rtol=0)
-        if mix == "mixup":
-            assert torch.equal(lambda_B, views.lambda_SB[step])
-        else:
+        assert torch.equal(lambda_B, views.lambda_SB[step])
+        if mix == "cutmix":
             pixel_BP = view_BCHW.flatten(1)
             distance = torch.minimum((pixel_BP - own_B[:, None]).abs(), (pixel_BP - own_B[partner_B][:, None]).abs())
             assert distance.max() < 1e-5
+
+
+def test_a_cutmix_batch_is_its_draw_written_out():
+    """Every batch of an epoch has its own generator on the CPU; the box that is kept with the epoch is the mask of that draw."""
+    bank, config = build_bank(n=40, size=9), ViewsConfig(batch_size=8, mix_probability=0.8)
+    views, batches = render(config, bank, 3, 1)
+    plain = [make_batch(config.model_copy(update={"mix": "none"}), bank, views, step)[0] for step in range(5)]
+    draw = np.random.default_rng(derive_seed(3, "views-lambda", 1))
+    beta_SB = draw.beta(1.0, 1.0, (5, 8))
+    drawn_SB = torch.tensor(np.where(draw.random((5, 8)) < 0.8, beta_SB, 1.0), dtype=torch.float32)
+    for step, (view_BCHW, partner_B, lambda_B) in enumerate(batches):
+        mask_B1HW, share_B = draw_cutmix_boxes(drawn_SB[step], 9, generator("cpu", derive_seed(3, "views-centre", 1), "cutmix", step))
+        assert torch.equal(view_BCHW, torch.where(mask_B1HW, plain[step][partner_B], plain[step])) and torch.equal(lambda_B, share_B)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_nothing_is_drawn_on_the_device(mix):
+    """A GPU's generator gives other numbers. The device here has no memory and no generator: drawing on it raises."""
+    views = draw_epoch_views(ViewsConfig(batch_size=6, mix=mix), 23, 8, 0, 0, torch.device("meta"))
+    assert all(getattr(views, field.name).device.type == "meta" for field in fields(views))
+    with pytest.raises(RuntimeError):
+        generator("meta", 0, "views")
 
 
 def test_without_mixing_views_are_crops_of_their_own_images():
@@ -83,7 +108,7 @@ def test_without_mixing_views_are_crops_of_their_own_images():
 def test_images_that_are_not_mixed_have_lambda_one_and_their_own_pixels(mix):
     bank = build_bank(n=40)
     config = ViewsConfig(batch_size=40, mix=mix, mix_probability=0.5)
-    views = draw_epoch_views(config, 40, 0, 0, CPU)
+    views = draw_epoch_views(config, 40, 8, 0, 0, CPU)
     unmixed_B = views.lambda_SB[0] == 1
     assert 8 <= unmixed_B.sum() <= 32
     plain_BCHW, _, _ = make_batch(config.model_copy(update={"mix": "none"}), bank, views, 0)
@@ -91,14 +116,14 @@ def test_images_that_are_not_mixed_have_lambda_one_and_their_own_pixels(mix):
     assert torch.equal(view_BCHW[unmixed_B], plain_BCHW[unmixed_B]) and bool((lambda_B[unmixed_B] == 1).all())
     changed_B = (view_BCHW != plain_BCHW).flatten(1).any(1)
     assert changed_B[~unmixed_B].float().mean() > 0.5
-    never = draw_epoch_views(config.model_copy(update={"mix_probability": 0.0}), 40, 0, 0, CPU)
+    never = draw_epoch_views(config.model_copy(update={"mix_probability": 0.0}), 40, 8, 0, 0, CPU)
     assert bool((never.lambda_SB == 1).all())
 
 
 def test_settings_change_their_own_draw_and_no_other():
     base = ViewsConfig(batch_size=8)
-    views = draw_epoch_views(base, 30, 0, 0, CPU)
-    smaller = draw_epoch_views(base.model_copy(update={"min_scale": 0.9, "flip": False, "mix_alpha": 0.2}), 30, 0, 0, CPU)
+    views = draw_epoch_views(base, 30, 8, 0, 0, CPU)
+    smaller = draw_epoch_views(base.model_copy(update={"min_scale": 0.9, "flip": False, "mix_alpha": 0.2}), 30, 8, 0, 0, CPU)
     assert torch.equal(views.index_SB, smaller.index_SB) and torch.equal(views.partner_SB, smaller.partner_SB)
     area = smaller.box_SB4[..., 2] * smaller.box_SB4[..., 3]
     assert views.flip_SB.any() and not smaller.flip_SB.any()
@@ -108,7 +133,7 @@ def test_settings_change_their_own_draw_and_no_other():
 
 def test_every_view_has_its_own_crop():
     """Pitfall 24."""
-    views = draw_epoch_views(ViewsConfig(batch_size=25), 100, 0, 0, CPU)
+    views = draw_epoch_views(ViewsConfig(batch_size=25, mix="mixup"), 100, 8, 0, 0, CPU)
     assert len(views.box_SB4.flatten(0, 1).unique(dim=0)) == 100
     assert 0.3 < views.flip_SB.float().mean() < 0.7
     assert len(views.lambda_SB.unique()) == 100

@@ -1,0 +1,110 @@
+"""Stored labels on the real pipeline: cut into chunks of any size they are the same numbers, and what a student got is what a user is given.
+
+Legend: E stored epochs, B batch, K classes.
+"""
+
+import shutil
+
+import pytest
+import torch
+from commands import ROOT, TINY, checksums
+from safetensors.torch import load_file
+
+from ray_ltdd import InputError, load_stored_views
+from ray_ltdd.config import load_config
+from ray_ltdd.executor import SilentReporter
+from ray_ltdd.results.distilled_views import VIEW_LOGITS
+from ray_ltdd.runs import execute, open_run
+from ray_ltdd.stages import evaluate
+
+pytestmark = pytest.mark.slow
+STORED = ("relabel.labels=stored", "relabel.stored_epochs=4", "relabel.tau=0.5", "relabel.views.batch_size=15", "evaluate.baselines=[]")
+
+
+def run(output, *overrides):
+    names = [*TINY, *STORED, f"output.root={output}", "evaluate.epochs=6", "recover.steps=4", *overrides]
+    opened = open_run(load_config(ROOT / "configs" / "quickstart.yaml", names).config, SilentReporter())
+    return opened, execute(opened)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run in chunks of 3 of 4 epochs; returns (its root, the run, the report, what every step of its student was given)."""
+    output, seen = tmp_path_factory.mktemp("labels"), []
+    per_view = evaluate.labels_per_view
+
+    def watched(*arguments):
+        look_up = per_view(*arguments)
+
+        def watch(view_BCHW, index_B, partner_B, lambda_B, t):
+            target_BK = look_up(view_BCHW, index_B, partner_B, lambda_B, t)
+            seen.append((view_BCHW, index_B, partner_B, lambda_B, target_BK))
+            return target_BK
+
+        return watch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "labels_per_view", watched)
+        opened, report = run(output, "relabel.epochs_per_task=3")
+    return output, opened, report, seen
+
+
+def of_stage(output, stage):
+    return {name: digest for name, digest in checksums(output).items() if name.startswith(f"store/{stage}/")}
+
+
+@pytest.mark.parametrize("epochs_per_task", [1, 50])
+def test_chunks_of_any_size_give_the_same_labels_and_students(finished, tmp_path, epochs_per_task):
+    output, opened, report, _ = finished
+    shutil.copytree(output / "store", tmp_path / "store")
+    # trained again, though its key says that nothing has changed
+    shutil.rmtree(tmp_path / "store" / "students")
+    other, again = run(tmp_path, f"relabel.epochs_per_task={epochs_per_task}")
+    before, after = (set(of_stage(folder, "relabel_views")) for folder in (output, tmp_path))
+    # chunks of 3 leave the last epoch alone, as chunks of 1 do
+    assert len(before) == 2 and len(after - before) == (3 if epochs_per_task == 1 else 1)
+    assert of_stage(tmp_path, "students") == of_stage(output, "students") != {}
+    assert (other.folder / "distilled" / VIEW_LOGITS).read_bytes() == (opened.folder / "distilled" / VIEW_LOGITS).read_bytes()
+    assert again.label_bytes == report.label_bytes == 4 * 4 * 15 * 10 * 2
+    assert [outcome.describe() for outcome in again.outcomes] == [outcome.describe() for outcome in report.outcomes]
+
+
+def test_loaded_views_are_what_the_student_was_trained_on(finished):
+    _, opened, _, seen = finished
+    stored = load_stored_views(opened.folder)
+    batches = list(stored)
+    assert len(stored) == len(batches) == 16 and (stored.n_epochs, stored.n_batches) == (4, 4) and len(seen) == 24
+    label_N = opened.bench.stored_bank(load_images(opened)).label_N
+    for t, (view_BCHW, index_B, partner_B, lambda_B, target_BK) in enumerate(seen):
+        batch = batches[t % 16]
+        expected = (view_BCHW, label_N[index_B], label_N[index_B[partner_B]], lambda_B, target_BK)
+        assert all(torch.equal(given, wanted) and given.dtype == wanted.dtype for given, wanted in zip(batch, expected, strict=True)), t
+    assert torch.equal(next(stored.epoch(2)).view_BCHW, batches[8].view_BCHW)
+    assert load_file(opened.folder / "distilled" / VIEW_LOGITS)["view_logit"].shape == (4, 4, 15, 10), "a file as safetensors' own"
+
+
+def load_images(opened):
+    from ray_ltdd.pipeline import distil
+
+    return distil(opened.config, opened.bench, opened.executor).images
+
+
+def test_runs_without_stored_views_and_damaged_ones_are_sentences(finished, tmp_path):
+    _, opened, _, _ = finished
+    folder = tmp_path / "distilled"
+    with pytest.raises(InputError, match="there is no distilled dataset"):
+        load_stored_views(tmp_path)
+    shutil.copytree(opened.folder / "distilled", folder)
+    with pytest.raises(InputError, match=r"epoch 4 of the views in .* is not stored: give one of 0 to 3\.$"):
+        next(load_stored_views(tmp_path).epoch(4))
+    content = (folder / VIEW_LOGITS).read_bytes()
+    for damaged, sentence in (
+        (content[:-1], "is damaged"),
+        (content.replace(b'"views_version": "2"', b'"views_version": "1"'), "drawn by version 1"),
+    ):
+        (folder / VIEW_LOGITS).write_bytes(damaged)
+        with pytest.raises(InputError, match=sentence):
+            load_stored_views(folder)
+    (folder / VIEW_LOGITS).unlink()
+    with pytest.raises(InputError, match=r"has no stored labels of views .*: run it with relabel\.labels=stored\.$"):
+        load_stored_views(folder)
