@@ -84,15 +84,26 @@ def draw_cutmix_boxes(lambda_N: torch.Tensor, size: int, generator: torch.Genera
         mask, bool [N, 1, size, size], True where the *partner* shows; and lambda corrected for the clipped box, float [N] = the fraction of pixels
         that stay the image's own (pitfall: the uncorrected lambda names an area that is not there).
     """
-    n = len(lambda_N)
+    row_NH, column_NW = cutmix_spans(lambda_N, torch.rand(2, len(lambda_N), generator=generator, device=generator.device), size)
+    mask_N1HW = (row_NH[:, :, None] & column_NW[:, None, :])[:, None]
+    return mask_N1HW, 1 - mask_N1HW.float().mean(dim=(1, 2, 3))
+
+
+def cutmix_spans(lambda_N: torch.Tensor, centre_2N: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows and columns of CutMix boxes of area 1 - lambda, clipped at the border: bool [N, size] each. N may stand for several dimensions.
+
+    Args:
+        lambda_N: share of the image itself before boxes are clipped.
+        centre_2N: row and column of the boxes' centres, as fractions of the image.
+        size: rows and columns of the image.
+    """
     side = (1 - lambda_N).clamp(min=0).sqrt() * size
-    centre = torch.rand(2, n, generator=generator, device=generator.device) * size
+    centre = centre_2N * size
     low = (centre - side / 2).round().clamp(0, size)
     high = (centre + side / 2).round().clamp(0, size)
     pixel = torch.arange(size, device=lambda_N.device)
     inside = (pixel >= low[..., None]) & (pixel < high[..., None])
-    mask_N1HW = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
-    return mask_N1HW, 1 - mask_N1HW.float().mean(dim=(1, 2, 3))
+    return inside[0], inside[1]
 
 
 def mixup(first_NCHW: torch.Tensor, second_NCHW: torch.Tensor, lambda_N: torch.Tensor) -> torch.Tensor:
