@@ -7,6 +7,8 @@ bf16 is chosen only where the hardware multiplies in it: on a CPU without such i
 import logging
 import os
 import platform
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -58,8 +60,13 @@ class Backend:
         """Return `function` compiled if that pays off for `flops` floating-point operations in all, else as it is.
 
         The rule looks at the settings only, never at a clock: compiled and eager code round differently, and a run must give the same bytes twice.
+
+        Raises:
+            InputError: it is to be compiled for a CPU, and there is no C++ compiler.
         """
         if self.worth_compiling(flops):
+            if self.device.type == "cpu":
+                _require_compiler(self.compiles)
             # torch warns of CUDA tools without a CUDA device when it builds C++ for the CPU, which is what is wanted then
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             return torch.compile(function, dynamic=False)  # type: ignore[return-value]
@@ -78,6 +85,24 @@ class Backend:
             "precision": str(self.dtype).removeprefix("torch."),
             "compile": self.compiles,
         }
+
+
+def cpp_compiler() -> str | None:
+    """Path of the C++ compiler that `torch.compile` needs on a CPU: the one the environment variable CXX names, else g++, clang++ or c++; or None."""
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    return next((path for name in named or ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
+
+
+def _require_compiler(compiles: str) -> None:
+    compiler = cpp_compiler()
+    if compiler is None:
+        looked_for = f"CXX={os.environ['CXX']}" if os.environ.get("CXX") else "g++, clang++ or c++"
+        raise InputError(
+            f"compute.compile={compiles} compiles this stage for the CPU, but there is no C++ compiler ({looked_for}) on PATH: "
+            "set compute.compile=off, or install one (the package g++ on Debian and Ubuntu, gcc-c++ on Fedora)."
+        )
+    # torch itself looks for one name only, g++ or on a Mac clang++
+    os.environ["CXX"] = os.environ.get("CXX") or compiler
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from ray_ltdd.data.prepare import DataConfig
 from ray_ltdd.data.split import SplitConfig
 from ray_ltdd.errors import InputError
 from ray_ltdd.placement import ClusterConfig
-from ray_ltdd.settings import Settings
+from ray_ltdd.settings import Place, Settings
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.evaluate import EvaluateConfig
 from ray_ltdd.stages.experts import ExpertConfig, ExpertTraining
@@ -45,8 +45,8 @@ class DistillConfig(Settings):
 class OutputConfig(Settings):
     """Where things go."""
 
-    root: str = Field("runs", description="folder that holds one folder per run")
-    store: str | None = Field(None, description="folder of artifacts, shared by all runs; empty: ROOT/store")
+    root: Place = Field("runs", description="folder that holds one folder per run")
+    store: Place | None = Field(None, description="folder of artifacts, shared by all runs; empty: ROOT/store")
     checkpoint_seconds: float = Field(
         20.0, ge=0, description="seconds between saves of a training's or recovery's state, which a later run continues"
     )

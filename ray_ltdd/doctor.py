@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import psutil
 import torch
 
 from ray_ltdd.artifacts import device_name, free_space_gb
-from ray_ltdd.compute import has_bfloat16
+from ray_ltdd.compute import cpp_compiler, has_bfloat16
 
 LITTLE_MEMORY_GB = 4.0
 LITTLE_DISK_GB = 5.0
@@ -20,7 +19,7 @@ def examine() -> tuple[dict[str, str], list[str]]:
     """Return facts by name, and sentences of advice; none when nothing would be slow."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bfloat16 = has_bfloat16(device)
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    compiler = cpp_compiler()
     memory_gb = psutil.virtual_memory().available / 1e9
     disk_gb = free_space_gb(Path.cwd())
     facts = {

@@ -1,6 +1,11 @@
-"""The base class of every settings model."""
+"""The base class of every settings model, and the types of settings that several share."""
 
-from pydantic import BaseModel, ConfigDict
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Settings(BaseModel):
@@ -11,3 +16,14 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def _without_scheme(place: str) -> str:
+    # pathlib would take s3://bucket/x for the local folder s3:/bucket/x
+    if scheme := _SCHEME.match(place):
+        raise ValueError(f"addresses with {scheme[0]} are not supported, a folder that all nodes see (on a mounted file system) is needed")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_without_scheme)]
+"""Path of a folder or file on a mounted file system; an address such as s3://bucket/x or file:///x is refused."""

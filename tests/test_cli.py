@@ -50,6 +50,11 @@ def test_show_prints_every_setting_and_its_origin(call):
     assert lines["recover.learning_rate"].endswith("# default") and lines["teacher.training.epochs"] == f"40  # experts ({QUICKSTART})"
 
 
+def test_show_refuses_what_run_would(call):
+    said = refused(call("show", QUICKSTART, "output.root=s3://bucket/x"))
+    assert "output.root (it is 's3://bucket/x'): addresses with s3:// are not supported" in said
+
+
 def test_show_as_json_is_the_resolved_settings(call):
     status, printed, _ = call("show", QUICKSTART, "--json")
     assert status == 0 and json.loads(printed) == load_config(QUICKSTART).config.model_dump(mode="json")
@@ -97,6 +102,13 @@ def test_doctor(call):
     assert all(isinstance(sentence, str) and sentence.endswith(".") for sentence in facts["advice"])
     status, printed, _ = call("doctor")
     assert status == 0 and facts["facts"]["torch"] in printed
+
+
+def test_doctor_and_compilation_mean_the_same_compiler(call, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    found = json.loads(call("doctor", "--json")[1])
+    assert found["facts"]["C++ compiler"] == "none" and any("compute.compile=off" in sentence for sentence in found["advice"])
 
 
 def test_help_is_no_failure(call):

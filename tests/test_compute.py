@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from ray_ltdd import compute
-from ray_ltdd.compute import COMPILE_WORTH_FLOPS, Backend, ComputeConfig, forward_flops, has_bfloat16, resolve_backend
+from ray_ltdd.compute import COMPILE_WORTH_FLOPS, Backend, ComputeConfig, cpp_compiler, forward_flops, has_bfloat16, resolve_backend
 from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_student
@@ -27,7 +27,7 @@ def double(x):
         pytest.param("on", 0.0, True, marks=pytest.mark.slow),
         ("auto", 0.0, False),
         ("auto", COMPILE_WORTH_FLOPS * 0.999, False),
-        ("auto", COMPILE_WORTH_FLOPS, True),
+        pytest.param("auto", COMPILE_WORTH_FLOPS, True, marks=pytest.mark.skipif(cpp_compiler() is None, reason="needs a C++ compiler")),
     ],
 )
 def test_compilation_follows_settings_and_work_alone(compiles, flops, compiled):
@@ -38,6 +38,42 @@ def test_compilation_follows_settings_and_work_alone(compiles, flops, compiled):
         assert backend.compile(double, flops) is double
     else:
         assert backend.compile(double, flops) is not double
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A PATH with nothing on it; gives a function that puts an executable there."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+
+    def add(name):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+        return str(tmp_path / name)
+
+    return add
+
+
+@pytest.mark.parametrize(("cxx", "looked_for"), [(None, r"\(g\+\+, clang\+\+ or c\+\+\)"), ("icpx -O1", r"\(CXX=icpx -O1\)")])
+def test_without_a_compiler_compiling_for_the_cpu_is_refused_in_one_sentence(bare, monkeypatch, cxx, looked_for):
+    if cxx:
+        # another compiler is there, but torch would not look for it
+        bare("g++")
+        monkeypatch.setenv("CXX", cxx)
+    with pytest.raises(InputError, match=rf"^compute\.compile=on .*{looked_for}.*: set compute\.compile=off, or install one \(the package g\+\+ .*$"):
+        Backend(CPU, torch.float32, "on").compile(double, 0.0)
+    with pytest.raises(InputError, match=r"^compute\.compile=auto [^\n]+$"):
+        Backend(CPU, torch.float32, "auto").compile(double, COMPILE_WORTH_FLOPS)
+    for untouched in (Backend(CPU, torch.float32, "off"), Backend(CPU, torch.float32, "auto")):
+        assert untouched.compile(double, COMPILE_WORTH_FLOPS * (untouched.compiles == "off")) is double
+
+
+def test_the_compiler_is_the_named_one_else_the_first_there_is(bare, monkeypatch):
+    assert cpp_compiler() is None
+    paths = [bare(name) for name in ("c++", "clang++", "icpx")]
+    assert cpp_compiler() == paths[1]
+    monkeypatch.setenv("CXX", "icpx -O1")
+    assert cpp_compiler() == paths[2]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])

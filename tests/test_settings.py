@@ -70,6 +70,21 @@ def test_overriding_below_a_value_is_refused(file):
         load_config(file("seed: 1\n"), ["seed.x=1"])
 
 
+@pytest.mark.parametrize("name", ["output.root", "output.store", "data.root", "data.path"])
+@pytest.mark.parametrize("address", ["s3://bucket/x", "gs://b", "hdfs://host:9000/x", "file:///x", "abfs+ssl://x"])
+def test_an_address_where_a_folder_is_needed_is_refused(name, address):
+    with pytest.raises(InputError) as caught:
+        load_config(CONFIGS / "quickstart.yaml", [f"{name}={address}"])
+    scheme = address.partition("//")[0] + "//"
+    reason = f"addresses with {scheme} are not supported, a folder that all nodes see (on a mounted file system) is needed."
+    assert str(caught.value) == f"command line: {name} (it is '{address}'): {reason}"
+
+
+@pytest.mark.parametrize("folder", ["/mnt/a//b", "s3:x", "./a:b", "~/x", "//server/x"])
+def test_every_path_of_a_folder_is_taken(folder):
+    assert load_config(CONFIGS / "quickstart.yaml", [f"data.root='{folder}'"]).config.data.root == folder
+
+
 def test_a_missing_file_names_the_nearest():
     with pytest.raises(InputError, match=r"did you mean .*quickstart\.yaml"):
         load_config(CONFIGS / "quikstart.yaml")

@@ -33,7 +33,7 @@ from ray_ltdd.data.sources import open_source
 from ray_ltdd.data.sources.base import Contents, Part, Source, reading
 from ray_ltdd.errors import InputError
 from ray_ltdd.seeding import generator
-from ray_ltdd.settings import Settings
+from ray_ltdd.settings import Place, Settings
 from ray_ltdd.storage import readable_os_error
 
 # Raise when the decoded pixels would change: older folders are then no longer found.
@@ -50,11 +50,11 @@ class DataConfig(Settings):
     """Which images, from where, at which size."""
 
     dataset: str = Field("digits_lt", description="Name of the dataset: a benchmark of ray_ltdd.data.catalogue, image_folder or parquet.")
-    path: str | None = Field(
+    path: Place | None = Field(
         None,
         description="The user's files (folder, zip or Parquet file); if not given, ROOT/sources/DATASET.",
     )
-    root: str = Field("~/.cache/ray_ltdd/data", description="Folder for decoded datasets (N x C x H x W bytes each) and downloads.")
+    root: Place = Field("~/.cache/ray_ltdd/data", description="Folder for decoded datasets (N x C x H x W bytes each) and downloads.")
     image_size: int | None = Field(None, description="Side of the decoded images in pixels; the dataset's own if not given.", ge=8, le=512)
     test_per_class: int | None = Field(
         None,

@@ -21,29 +21,26 @@ class ExponentialAverage:
     Args:
         model: the model being trained, not compiled (compile what wraps it).
         decay: weight of the old average at each update, in [0, 1).
-        warm_up: use min(decay, (1 + t) / (10 + t)) at the update after t earlier ones, so that early weights fade fast.
 
     Raises:
         InputError: the decay is outside [0, 1).
     """
 
-    def __init__(self, model: nn.Module, decay: float, warm_up: bool = False) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0.0 <= decay < 1.0:
             raise InputError(f"the decay of the weight average must lie in [0, 1) but is {decay}: 0.99 is usual.")
         self._model = model
         self._decay = decay
-        self._warm_up = warm_up
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
         self.n_updates = 0
 
     @torch.no_grad()
     def update(self) -> None:
         """Move every floating-point parameter and buffer towards the model's; copy the others, such as counters."""
-        decay = min(self._decay, (1 + self.n_updates) / (10 + self.n_updates)) if self._warm_up else self._decay
         # lerp, not a * decay + b * (1 - decay): it leaves what does not change, such as pixel constants, exactly as is.
         for average, current in self._pairs():
             if average.is_floating_point():
-                average.lerp_(current, 1.0 - decay)
+                average.lerp_(current, 1.0 - self._decay)
             else:
                 average.copy_(current)
         self.n_updates += 1
@@ -59,6 +56,6 @@ class ExponentialAverage:
         return {"averaged": self.averaged.state_dict(), "n_updates": self.n_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken. Decay and warm-up are settings and are not part of it."""
+        """Continue exactly where `state` was taken. The decay is a setting and is not part of it."""
         self.averaged.load_state_dict(state["averaged"])
         self.n_updates = int(state["n_updates"])

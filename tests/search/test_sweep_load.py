@@ -291,6 +291,13 @@ def test_the_base_is_checked_as_a_run_checks_it(tmp_path):
     assert problems(path) == [f"{tmp_path / 'base.yaml'}: there is no setting 'recover.stepz': did you mean 'recover.steps'?"]
 
 
+def test_addresses_where_folders_are_needed_are_refused_wherever_they_stand(tmp_path):
+    reason = "addresses with s3:// are not supported, a folder that all nodes see (on a mounted file system) is needed."
+    assert problems(write(tmp_path, {"output": {"root": "s3://b/x"}})) == [f"output.root (it is 's3://b/x'): {reason}"]
+    said = problems(write(tmp_path, {"set": {"data.root": "s3://b/x"}}))
+    assert said and all(line.endswith(f"data.root (it is 's3://b/x'): {reason}") for line in said)
+
+
 @pytest.mark.parametrize("override", ["x=1", "set", "cells=5", "search=[1]", "set.recover.steps={a: 1}"])
 def test_bad_overrides_are_sentences(tmp_path, override):
     with pytest.raises(InputError):
