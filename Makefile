@@ -28,4 +28,4 @@ check: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not slow and not cifar and not extended"
+	@$(BIN)/python -m pytest -m "not slow and not extended"

@@ -67,11 +67,6 @@ class StudySearcher(Searcher):
         # Tune pickles it into a file nobody reads
         return {}
 
-    @property
-    def n_waiting(self) -> int:
-        """Trials not started yet."""
-        return len(self._order)
-
     def waiting(self) -> list[str]:
         """The cells of the trials not started yet, by name, in their order."""
         return [cell.name for cell in list(self._order)]

@@ -1,7 +1,6 @@
 """Tiny real datasets, written by the tests that read them."""
 
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,17 +43,3 @@ def write_parquet():
         return path
 
     return write
-
-
-@pytest.fixture
-def shared_cifar():
-    """Return the folder of real CIFAR files by name, or skip."""
-
-    def find(name):
-        default = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-        folder = Path(os.environ.get("RAY_LTDD_SHARED_DATA", default)) / name
-        if not (folder / "train.parquet").is_file():
-            pytest.skip(f"no CIFAR files at {folder}")
-        return folder
-
-    return find

@@ -28,7 +28,6 @@ def mapped(tmp_path):
 def test_positions_are_those_of_the_index(mapped, resident_bytes):
     image_NCHW, label_N = mapped
     bank = ImageBank(image_NCHW, label_N, INDEX, CPU, resident_bytes)
-    assert bank.is_resident == (resident_bytes > 0)
     assert len(bank) == 5 and bank.image_size == 4 and bank.channels == 3
     assert bank.label_N.dtype == torch.int64 and bank.label_N.tolist() == [2, 2, 1, 2, 0]
     position_B = torch.tensor([4, 0, 0, 2])
@@ -48,9 +47,13 @@ def test_resident_and_mapped_images_are_the_same_bytes_and_stay_so(mapped):
 
 
 def test_what_is_resident_is_decided_by_the_bytes_held_not_by_the_file(mapped):
+    image_NCHW, label_N = mapped[0].copy(), mapped[1]
     held = len(INDEX) * 3 * 4 * 4
-    assert ImageBank(*mapped, INDEX, CPU, held).is_resident
-    assert not ImageBank(*mapped, INDEX, CPU, held - 1).is_resident
+    resident, read_anew = (ImageBank(image_NCHW, label_N, INDEX, CPU, n_bytes) for n_bytes in (held, held - 1))
+    before = resident.take(torch.arange(5))
+    assert torch.equal(read_anew.take(torch.arange(5)), before) and before.max() > 0
+    image_NCHW[:] = 0
+    assert torch.equal(resident.take(torch.arange(5)), before) and read_anew.take(torch.arange(5)).max() == 0
 
 
 @settings(deadline=None, max_examples=60)

@@ -283,8 +283,8 @@ def test_tiny_imagenet_from_the_zip(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "images", "head"), [("cifar10", 20431, 5000), ("cifar100", 19573, 500)])
-def test_the_real_cifar_files(tmp_path, shared_cifar, name, images, head):
-    config = DataConfig(dataset=f"{name}_lt", path=str(shared_cifar(name)), root=str(tmp_path))
+def test_the_real_cifar_files(tmp_path, shared_data, name, images, head):
+    config = DataConfig(dataset=f"{name}_lt", path=str(shared_data / name), root=str(tmp_path))
     prepared = prepare_dataset(config)
     assert prepared.train.image_NCHW.shape == (images, 3, 32, 32) and prepared.test.image_NCHW.shape == (
         5000,
