@@ -91,6 +91,10 @@ class Reporter(Protocol):
         """Say what every worker is doing now, one line each."""
         ...
 
+    def note(self, sentence: str) -> None:
+        """Say between two stages what the user should know before the next one."""
+        ...
+
 
 class SilentReporter:
     """Tells nobody."""
@@ -100,6 +104,9 @@ class SilentReporter:
         return nullcontext(lambda _: None)
 
     def workers(self, lines: Sequence[str]) -> None:
+        """Do nothing."""
+
+    def note(self, sentence: str) -> None:
         """Do nothing."""
 
 

@@ -1,6 +1,6 @@
 """The method on one screen: the stages in the paper's order, given an executor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ray_ltdd.artifacts import Artifact
@@ -49,11 +49,15 @@ class Scores:
     teachers: list[Artifact]
 
 
-def distil(config: ExperimentConfig, bench: Workbench, executor: Executor) -> Distilled:
-    """Run stages 1 to 5 up to the soft labels."""
+def distil(
+    config: ExperimentConfig, bench: Workbench, executor: Executor, on_experts: Callable[[list[TrainedExpert]], None] | None = None
+) -> Distilled:
+    """Run stages 1 to 5 up to the soft labels; `on_experts` is called with the observer and the teachers once they are trained."""
     check_layers(config.calibrate, config.recover.layer_weights, bench.blueprint(config.observer.model))
     units = work_units(bench.n_classes, config.distill.classes_per_unit)
     observer, *teachers = train_experts(config, bench, executor)
+    if on_experts is not None:
+        on_experts([observer, *teachers])
     moments = executor.compute("Calibrate", [distilling.moments_task(config, bench, observer, unit) for unit in units])
     initial = executor.compute("Select crops", [distilling.crops_task(config, bench, teachers, unit) for unit in units])
     waves = recover_waves(config, executor, observer, units, moments, initial)

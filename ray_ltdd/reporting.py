@@ -83,6 +83,11 @@ class ConsoleReporter:
         elif self._lines is not None:
             self._lines.workers = list(lines)
 
+    def note(self, sentence: str) -> None:
+        """Print a line."""
+        if not self._quiet:
+            self.console.print(f"Note: {sentence}", highlight=False, soft_wrap=True, markup=False)
+
     def _bar(self) -> _WorkersProgress:
         columns = (
             TextColumn("{task.description:<18}"),

@@ -25,7 +25,7 @@ from ray_ltdd.data.prepare import prepare_dataset
 from ray_ltdd.data.prepared import PreparedDataset
 from ray_ltdd.data.split import draw_split
 from ray_ltdd.errors import InputError
-from ray_ltdd.executor import Executor, InlineExecutor, Reporter, StageRecord
+from ray_ltdd.executor import Executor, InlineExecutor, Reporter, SilentReporter, StageRecord
 from ray_ltdd.pipeline import Distilled, Scores
 from ray_ltdd.results.distilled import CardFacts, png_bytes, write_card, write_distilled, write_labels
 from ray_ltdd.results.distilled_views import write_view_logits
@@ -35,7 +35,7 @@ from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.stages.views import n_batches
 from ray_ltdd.storage import atomic_file, readable_os_error
 from ray_ltdd.tasks.students import Source, views_seed
-from ray_ltdd.workbench import Workbench, WorkbenchSpec, split_payload
+from ray_ltdd.workbench import TrainedExpert, Workbench, WorkbenchSpec, split_payload
 from ray_ltdd.yaml_files import read_yaml
 
 SPLIT_VERSION = 1
@@ -50,6 +50,7 @@ class Run:
         config, folder, bench: settings, folder, workbench.
         executor: what computes it.
         row_fields: columns of its result rows that whoever runs it knows: a sweep's.
+        reporter: told what the user should know early.
     """
 
     config: ExperimentConfig
@@ -57,6 +58,7 @@ class Run:
     bench: Workbench
     executor: Executor
     row_fields: Mapping[str, Any] = field(default_factory=dict)
+    reporter: Reporter = field(default_factory=SilentReporter)
 
     def __enter__(self) -> "Run":
         return self
@@ -156,7 +158,7 @@ def open_run(
     )
     split, _ = store.get_or_compute(split_key, lambda slot: split_payload(draw_split(config.split, prepared)))
     bench = WorkbenchSpec(prepared, split, config.compute).open()
-    return Run(config, folder, bench, make_executor(RunParts(config, folder, bench, store, reporter)), dict(row_fields))
+    return Run(config, folder, bench, make_executor(RunParts(config, folder, bench, store, reporter)), dict(row_fields), reporter)
 
 
 def prepare(config: ExperimentConfig, reporter: Reporter) -> PreparedDataset:
@@ -191,7 +193,13 @@ def reopen_config(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Exp
 
 def execute(run: Run) -> Report:
     """Run all stages, write everything a run leaves, and return what to say about it. What exists is not computed again."""
-    distilled = pipeline.distil(run.config, run.bench, run.executor)
+
+    def on_experts(experts: Sequence[TrainedExpert]) -> None:
+        # the report says it too, but by then hours may have gone into weak experts
+        for sentence in weak_experts(run, experts):
+            run.reporter.note(sentence)
+
+    distilled = pipeline.distil(run.config, run.bench, run.executor, on_experts)
     draw_run_gallery(run, distilled)
     report = evaluate(run, distilled)
     folder = run.folder / "distilled"
@@ -340,19 +348,26 @@ def _card_facts(run: Run, report: Report) -> CardFacts:
     )
 
 
+def weak_experts(run: Run, experts: Sequence[TrainedExpert]) -> list[str]:
+    """A sentence for each expert, the observer and then the teachers, that is at or below chance on some classes of its own training images."""
+    names = run.bench.prepared.class_names
+    found: dict[str, str] = {}
+    for role, expert in zip(("observer", *("teacher" for _ in experts[1:])), experts, strict=True):
+        accuracy_K = expert.artifact.record["training_accuracy_K"]
+        weak = [names[k] for k, value in enumerate(accuracy_K) if value <= 1 / len(names)]
+        if weak:
+            shown = ", ".join(weak[:8]) + (f" and {len(weak) - 8} more classes" if len(weak) > 8 else "")
+            sentence = f"the {role} is at or below chance on its own training images of {shown}: train it longer (experts.epochs)."
+            found.setdefault(expert.artifact.digest, sentence)
+    return list(found.values())
+
+
 def notes(run: Run, distilled: Distilled) -> list[str]:
     """Sentences about this run that its user should read."""
-    names = run.bench.prepared.class_names
-    found = []
-    for role, expert in (("observer", distilled.observer), *(("teacher", teacher) for teacher in distilled.teachers)):
-        accuracy = expert.artifact.record["training_accuracy_K"]
-        weak = [names[k] for k, value in enumerate(accuracy) if value <= 1 / len(names)]
-        if weak and not (role == "teacher" and expert.artifact.digest == distilled.observer.artifact.digest):
-            shown = ", ".join(weak[:8]) + (f" and {len(weak) - 8} more classes" if len(weak) > 8 else "")
-            found.append(f"the {role} is at or below chance on its own training images of {shown}: train it longer (experts.epochs).")
+    found = weak_experts(run, [distilled.observer, *distilled.teachers])
     threshold = run.config.select_crops.confidence_threshold
     below = sum(sum(artifact.record.get("n_below_threshold", [])) for artifact in distilled.initial)
-    total = run.config.distill.images_per_class * len(names)
+    total = run.config.distill.images_per_class * run.bench.n_classes
     if threshold > 0:
         found.append(f"{below} of {total} initial images are below select_crops.confidence_threshold={threshold}: nothing else was left.")
     return found

@@ -23,6 +23,10 @@ SHARED_SECONDS = 0.1
 MOST_DEATHS = 10
 OUT_OF_MEMORY = "low on memory"
 """What Ray says when its memory monitor ended a worker; a worker that died of anything else may have, it adds, been killed for its memory."""
+LESS_MEMORY = (
+    ": memory ran out: raise cluster.gpu_share or lower cluster.workers, so that fewer expert hosts share a device, "
+    "or lower experts.batch_size, calibrate.batch_size, recover.batch_size or relabel.views.batch_size."
+)
 DEEP_QUEUE = 4
 """Tasks waiting for every host from which a host gets its next one before it has finished the last, so that it never waits for the driver."""
 
@@ -162,8 +166,21 @@ class Dispatcher:
             where = f"; traceback: {failure.traceback}" if failure.traceback else ""
             node = host.facts.node if host.facts else "?"
             times = f"{attempt.n_failures} times, last on {node}" if attempt.n_failures > 1 else f"on {node}"
-            raise InputError(f"{self.title}, {attempt.task.label}: {failure.sentence} (tried {times}{where})")
+            remedy = LESS_MEMORY if failure.out_of_memory else ""
+            raise InputError(f"{self.title}, {attempt.task.label}: {failure.sentence} (tried {times}{where}){remedy}")
+        if failure.out_of_memory:
+            self._make_room(attempt, host)
         self._queue.appendleft(attempt)
+
+    def _make_room(self, attempt: Attempt, host: Host) -> None:
+        """Have one host less on a device or machine whose memory several fill; the only one, and one that others use too, stays."""
+        if self.pool.is_shared or self.pool.size == 1 or host not in self.pool.hosts:
+            return
+        self.pool.discard(host, shrink=True)
+        where = host.facts.node if host.facts else "?"
+        warnings.warn(
+            f"memory ran out on {where}, where one expert host is ended ({self.pool.size} left); {attempt.task.label} is tried again", stacklevel=2
+        )
 
     def _host_died(self, attempt: Attempt, host: Host, error: Exception) -> None:
         if host in self.pool.hosts:

@@ -24,7 +24,6 @@ N_BENCHES = 3
 """Kept open at a time: a sweep's trials on several splits take turns on one host."""
 RESERVED_SECONDS = 30.0
 """After which a host is free again when no order follows: whoever reserved it is dead."""
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 class ExpertHost:
@@ -122,7 +121,7 @@ class ExpertHost:
         self._done[digest] += n
 
     def _failure(self, order: Order, error: Exception, seconds: float) -> Failure:
-        out_of_memory = isinstance(error, OUT_OF_MEMORY)
+        out_of_memory = _is_out_of_memory(error)
         if out_of_memory:
             while self._benches:
                 self._benches.popitem()[1].release()
@@ -155,6 +154,11 @@ def _has_gpu() -> bool:
 
 def _run(order: Order, bench: Workbench, advance: Any, inputs: Mapping[str, Any], slot: CheckpointSlot) -> Payload:
     return order.function(bench, slot, advance, **inputs)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # on a CPU torch has no class of its own for it
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _write_traceback(order: Order, error: Exception) -> Path | None:

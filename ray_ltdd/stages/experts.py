@@ -65,7 +65,8 @@ class ExpertTraining(Settings):
     accuracy_floor: float = Field(
         1.5,
         ge=0,
-        description="stop the run when the mean per-class accuracy on training images is below this multiple of chance; 0 never stops",
+        description="stop the run when the mean per-class accuracy on training images is below this multiple of chance, or more than half of the "
+        "classes are at or below chance; 0 never stops",
     )
 
 
@@ -282,14 +283,22 @@ def training_accuracy(expert: torch.nn.Module, bank: ImageBank, n_classes: int, 
 
 
 def check_above_chance(class_accuracy_K: torch.Tensor, floor: float) -> None:
-    """Refuse an expert whose mean per-class accuracy on its own training images is below `floor` times chance.
+    """Refuse an expert that has learnt next to nothing of its own training images; a floor of 0 accepts every one.
+
+    Args:
+        class_accuracy_K: accuracy of each class on them, in [0, 1]; NaN for a class without images.
+        floor: least mean over the classes, as a multiple of chance.
 
     Raises:
-        InputError: it is. Everything later would only spread its ignorance.
+        InputError: the mean is below the floor, or more than half of the classes are at or below chance. Everything later would only spread its
+            ignorance.
     """
     mean, chance = float(class_accuracy_K.nanmean()), 1 / len(class_accuracy_K)
-    if mean < floor * chance:
-        raise InputError(
-            f"the expert reaches {mean:.1%} mean per-class accuracy on its own training images, chance is {chance:.1%}: it has learnt next to "
-            f"nothing. Raise experts.epochs or mend experts.learning_rate; experts.accuracy_floor (now {floor} times chance) lowers this bar."
-        )
+    n_weak, n_classes = int((class_accuracy_K <= chance).sum()), int((~class_accuracy_K.isnan()).sum())
+    if floor == 0 or (mean >= floor * chance and 2 * n_weak <= n_classes):
+        return
+    raise InputError(
+        f"the expert reaches {mean:.1%} mean per-class accuracy on its own training images, chance is {chance:.1%}, and {n_weak} of {n_classes} "
+        f"classes are at or below it: it has learnt next to nothing. Raise experts.epochs or mend experts.learning_rate; experts.accuracy_floor (now {floor} "
+        "times chance) lowers this bar, and 0 removes it."
+    )

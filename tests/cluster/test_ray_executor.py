@@ -108,12 +108,30 @@ def test_a_task_that_fails_three_times_ends_the_run_in_one_sentence(opened, tmp_
     assert str(traceback) in text and traceback.read_text().count("Traceback") == 3
 
 
-@pytest.mark.parametrize("kind", ["killed once", "memory once"])
-def test_a_host_that_runs_out_of_memory_or_dies_once_is_no_end(opened, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("killed once", "an expert host on .* died;"), ("memory once", r"memory ran out on .*, where one expert host is ended \(1 left\);")],
+)
+def test_a_host_that_runs_out_of_memory_or_dies_once_is_no_end(opened, tmp_path, kind, said):
     marks = tmp_path / "marks"
     marks.mkdir()
-    artifacts = opened.executor.compute("Stage", [task(failing, 3, kind=kind, marks=str(marks)), task(numbered, 2)])
+    with pytest.warns(UserWarning, match=f"{said}.* number 3"):
+        artifacts = opened.executor.compute("Stage", [task(failing, 3, kind=kind, marks=str(marks)), task(numbered, 2)])
     assert [a.record["number"] for a in artifacts] == [3, 2] and len(list(marks.iterdir())) == 2
+
+
+@pytest.mark.extended
+def test_a_task_too_large_for_one_host_alone_is_one_sentence_with_what_to_lower(opened, tmp_path):
+    """The second of two hosts is taken out, the last one stays."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    sentence = (
+        r"^Stage, number 3: RuntimeError: .*allocate memory.* \(tried 3 times, [^\n]*\): memory ran out: raise cluster.gpu_share .*batch_size\.$"
+    )
+    with pytest.warns(UserWarning, match="memory ran out") as warned, pytest.raises(InputError, match=sentence):
+        opened.executor.compute("Stage", [task(failing, 3, kind="torch's memory", marks=str(marks)), task(numbered, 2)])
+    assert sum("memory ran out" in str(warning.message) for warning in warned) == 1
+    assert len(list(marks.iterdir())) == 3 and len(list_hosts("auto")) == 1
 
 
 def test_hosts_that_keep_dying_under_a_task_end_the_run(opened, tmp_path, monkeypatch):

@@ -83,10 +83,10 @@ def failing(context, slot, advance, number, kind, marks):
         raise ZeroDivisionError("division by zero")
     if kind == "killed" or (kind == "killed once" and len(list(Path(marks).iterdir())) == 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "memory once" and len(list(Path(marks).iterdir())) == 1:
+    if kind == "torch's memory" or (kind == "memory once" and len(list(Path(marks).iterdir())) == 1):
         resource.setrlimit(resource.RLIMIT_AS, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 2**33, resource.RLIM_INFINITY))
         try:
-            bytearray(2**40)
+            bytearray(2**40) if kind == "memory once" else torch.empty(2**40, dtype=torch.uint8)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return numbered(context, slot, advance, number)
