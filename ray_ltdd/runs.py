@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from ray_ltdd import pipeline
@@ -31,6 +32,7 @@ from ray_ltdd.results.distilled import CardFacts, png_bytes, write_card, write_d
 from ray_ltdd.results.distilled_views import write_view_logits
 from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
 from ray_ltdd.results.summary import TITLES, Outcome, aggregate
+from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.stages.views import n_batches
 from ray_ltdd.storage import atomic_file, readable_os_error
@@ -370,4 +372,18 @@ def notes(run: Run, distilled: Distilled) -> list[str]:
     total = run.config.distill.images_per_class * run.bench.n_classes
     if threshold > 0:
         found.append(f"{below} of {total} initial images are below select_crops.confidence_threshold={threshold}: nothing else was left.")
-    return found
+    late, most = sum(sum(artifact.record.get("n_after_rounds", [])) for artifact in distilled.initial), run.config.select_crops.max_rounds
+    if late:
+        found.append(f"{late} of {total} initial images were chosen after select_crops.max_rounds={most} rounds, whichever image they are of.")
+    return found + inert_schedule(run.config.calibrate, run.bench.split.count_K)
+
+
+def inert_schedule(config: CalibrateConfig, count_K: np.ndarray) -> list[str]:
+    """A sentence where a momentum schedule cannot show: a class of one batch has nothing to forget."""
+    n_small = int((count_K <= config.batch_size).sum())
+    if config.momentum.schedule == "cumulative" or not n_small:
+        return []
+    return [
+        f"calibrate.momentum.schedule={config.momentum.schedule} changes nothing for {n_small} of {len(count_K)} classes, whose images fit one batch: "
+        f"lower calibrate.batch_size (now {config.batch_size})."
+    ]
