@@ -384,6 +384,6 @@ def inert_schedule(config: CalibrateConfig, count_K: np.ndarray) -> list[str]:
     if config.momentum.schedule == "cumulative" or not n_small:
         return []
     return [
-        f"calibrate.momentum.schedule={config.momentum.schedule} changes nothing for {n_small} of {len(count_K)} classes, whose images fit one batch: "
-        f"lower calibrate.batch_size (now {config.batch_size})."
+        f"calibrate.momentum.schedule={config.momentum.schedule} changes nothing for {n_small} of {len(count_K)} classes, whose images fit one "
+        f"batch: lower calibrate.batch_size (now {config.batch_size})."
     ]
