@@ -299,6 +299,6 @@ def check_above_chance(class_accuracy_K: torch.Tensor, floor: float) -> None:
         return
     raise InputError(
         f"the expert reaches {mean:.1%} mean per-class accuracy on its own training images, chance is {chance:.1%}, and {n_weak} of {n_classes} "
-        f"classes are at or below it: it has learnt next to nothing. Raise experts.epochs or mend experts.learning_rate; experts.accuracy_floor (now "
-        f"{floor} times chance) lowers this bar, and 0 removes it."
+        f"classes are at or below it: it has learnt next to nothing. Raise experts.epochs or mend experts.learning_rate; experts.accuracy_floor "
+        f"(now {floor} times chance) lowers this bar, and 0 removes it."
     )
