@@ -2,7 +2,7 @@
 
 RUN/settings.yaml   all resolved settings
 RUN/distilled/      the distilled dataset: Parquet, card
-RUN/gallery.png     initial and distilled images
+RUN/gallery.png     initial, distilled and real images
 RUN/results/        result rows (Parquet)
 RUN/summary.json    the outcome as printed
 """
@@ -238,21 +238,21 @@ def draw_run_gallery(run: Run, distilled: Distilled) -> Path:
     """Draw RUN/gallery.png."""
     # matplotlib takes half a second to import, at the end rather than before the first step
     from ray_ltdd.results.gallery import draw_gallery
+    from ray_ltdd.results.image_sets import FINAL, INITIAL, REAL
+    from ray_ltdd.results.real_images import first_of_each_class
 
     initial: dict[int, torch.Tensor] = {}
     for unit, artifact in zip(distilled.units, distilled.initial, strict=True):
-        for label, images in zip(unit, artifact.tensors()["image"].unflatten(0, (len(unit), -1)), strict=True):
-            initial[label] = images
+        initial |= dict(zip(unit, round_pixels(artifact.tensors()["image"]).unflatten(0, (len(unit), -1)), strict=True))
+    ipc, bench = run.config.distill.images_per_class, run.bench
+    panels = {
+        INITIAL: [initial[label] for label in sorted(initial)],
+        FINAL: list(distilled.images.tensors()["image"].unflatten(0, (bench.n_classes, -1))),
+        REAL: first_of_each_class(bench.prepared, bench.split.train_index_N, ipc),
+    }
     path = run.folder / "gallery.png"
-    ipc = run.config.distill.images_per_class
-    draw_gallery(
-        path,
-        round_pixels(torch.cat([initial[label] for label in sorted(initial)])),
-        distilled.images.tensors()["image"],
-        run.bench.prepared.class_names,
-        run.bench.split.count_K.tolist(),
-        f"{run.bench.split.name}, {ipc} image{'s' if ipc > 1 else ''} per class (training images of each class in brackets)",
-    )
+    title = f"{bench.split.name}, {ipc} image{'s' if ipc > 1 else ''} per class (training images of each class in brackets)"
+    draw_gallery(path, panels, bench.prepared.class_names, bench.split.count_K.tolist(), title)
     return path
 
 

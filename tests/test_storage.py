@@ -46,7 +46,7 @@ def write_everything(folder):
     yield lambda: store.get_or_compute(Key("other", 1, {}, {}, 0), interrupted)
     yield lambda: write_distilled(folder / "distilled", image, torch.zeros(20, dtype=torch.int64), torch.zeros(20, 1).half(), ["a"], "card")
     yield lambda: append_rows(folder / "results", rows)
-    yield lambda: draw_gallery(folder / "gallery.png", image, image, ["a"], [1], "title")
+    yield lambda: draw_gallery(folder / "gallery.png", {"distilled": [image]}, ["a"], [1], "title")
 
 
 def test_a_full_disk_is_one_sentence_for_every_writer_and_leaves_nothing_half(mounted):

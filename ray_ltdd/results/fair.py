@@ -14,58 +14,18 @@ a learning rate for every set and takes the best epoch on the test set, where he
 the whole long-tailed training set (baseline `whole`, trained for as many steps as a student), not a balanced one.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ray_ltdd.errors import InputError
-from ray_ltdd.results.load import parsed_settings, recipe
 
-HARD: Mapping[str, Any] = MappingProxyType({"evaluate.soft_weight": 0.0, "evaluate.hard_weight": 1.0})
-"""Settings of students that see one-hot labels alone."""
-
-PLAIN: Mapping[str, Any] = MappingProxyType({"relabel.views.min_scale": 1.0, "relabel.views.flip": False, "relabel.views.mix": "none"})
-"""Settings of students without augmentation. A crop of scale 1 may still change the aspect ratio, up to 4:3."""
-
-RANDOM_IMAGES: Mapping[str, Any] = MappingProxyType(
-    {
-        "select_crops.method": "random",
-        "select_crops.crops_per_image": 1,
-        "select_crops.min_scale": 1.0,
-        "select_crops.max_scale": 1.0,
-        "select_crops.flip": False,
-        "recover.steps": 0,
-    }
+CAVEAT = (
+    "Label-robust and augmentation-robust scores are DD-Ranking's (arXiv 2505.13300): 0 to 1, and 0.27 where the images are no better than random "
+    "ones and one-hot labels no worse than the whole set. Unlike there, one recipe serves all, the last epoch counts, the whole set is long-tailed."
 )
-"""Settings that put random real images in the distilled ones' place, under the same labels and recipe."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """An accuracy a score needs: that of students of `method`, under a run's own settings but for `changes` (dotted name -> value)."""
-
-    method: str
-    changes: Mapping[str, Any]
-    meaning: str
-
-
-NEEDS: Mapping[str, Need] = MappingProxyType(
-    {
-        "distilled": Need("distilled", {}, "distilled images under the run's own labels and views: every run has them"),
-        "random": Need("distilled", RANDOM_IMAGES, "random real images with the teacher's labels, same views"),
-        "real_hard": Need("whole", {}, "the whole training set with one-hot labels: the baseline `whole` (evaluate.baselines)"),
-        "distilled_hard": Need("distilled", HARD, "distilled images with one-hot labels"),
-        "distilled_plain": Need("distilled", PLAIN, "distilled images without augmentation"),
-        "random_plain": Need("distilled", {**RANDOM_IMAGES, **PLAIN}, "random real images without augmentation, with the teacher's labels"),
-    }
-)
-"""Every accuracy the two scores need. All but `distilled` and `real_hard` are one more run each, which reuses the experts (and, where the images
-are the distilled ones, the images) from the store and trains its students alone."""
+"""What must be said beside a score."""
 
 LABEL_ROBUST = ("real_hard", "distilled_hard", "distilled", "random")
 AUGMENTATION_ROBUST = ("distilled", "random", "distilled_plain", "random_plain")
@@ -93,8 +53,8 @@ def label_robust_score(real_hard: ArrayLike, distilled_hard: ArrayLike, distille
     """Return the label-robust score; see the definitions above.
 
     Args:
-        real_hard, distilled_hard, distilled, random: top-1 as shares in [0, 1], see `NEEDS`; numbers, or arrays over seeds (the score's mean is
-            then over the seeds' scores).
+        real_hard, distilled_hard, distilled, random: top-1 as shares in [0, 1], see `ray_ltdd.results.fair_runs.NEEDS`; numbers, or arrays over
+            seeds (the score's mean is then over the seeds' scores). NaN gives NaN.
         weight: w, of the improvement over random images; 1 - w is that of the recovery.
 
     Raises:
@@ -113,7 +73,7 @@ def augmentation_robust_score(
     """Return the augmentation-robust score; see the definitions above.
 
     Args:
-        distilled, random, distilled_plain, random_plain: top-1 as shares in [0, 1], see `NEEDS`; numbers, or arrays over seeds.
+        distilled, random, distilled_plain, random_plain: top-1 as shares in [0, 1], see `ray_ltdd.results.fair_runs.NEEDS`; numbers, or arrays.
         weight: of the gain under augmentation; 1 - weight is that of the gain without.
 
     Raises:
@@ -124,53 +84,6 @@ def augmentation_robust_score(
     augmented = accuracies["distilled"] - accuracies["random"]
     plain = accuracies["distilled_plain"] - accuracies["random_plain"]
     return AugmentationRobust(augmented, plain, _normalised(weight * augmented + (1 - weight) * plain))
-
-
-def fair_accuracies(rows: pd.DataFrame, recipe_key: str, metric: str = "top1") -> tuple[pd.DataFrame, dict[str, str]]:
-    """Find the accuracies both scores need among result rows, seed by seed.
-
-    Args:
-        rows: of `load_results`, with the runs that `NEEDS` asks for as far as they exist.
-        recipe_key: the recipe of distilled images to be scored, from the column `recipe`.
-        metric: the accuracy.
-
-    Returns:
-        a table indexed by (`seed`, `number`) with one column for each entry of `NEEDS` that was found, and for each that was not, the
-        overrides of `ray-ltdd run` that would make it.
-
-    Raises:
-        InputError: no row of distilled images has this recipe.
-    """
-    base = rows[(rows["recipe"] == recipe_key) & (rows["method"] == "distilled")]
-    if base.empty:
-        raise InputError(f"no row of distilled images has the recipe {recipe_key!r}: take one from the column `recipe`.")
-    (settings,) = parsed_settings(base.iloc[:1])
-    found, missing = {}, {}
-    for name, need in NEEDS.items():
-        wanted = recipe(changed(settings, need.changes), need.method)
-        own = rows[(rows["recipe"] == wanted) & (rows["method"] == need.method)].drop_duplicates("artifact")
-        if own.empty:
-            missing[name] = overrides(need)
-        else:
-            found[name] = own.set_index(["seed", "number"])[metric]
-    return pd.DataFrame(found), missing
-
-
-def overrides(need: Need) -> str:
-    """Return a need's changes as `ray-ltdd run` takes them: `name=value` separated by blanks."""
-    if need.method == "whole":
-        return "evaluate.baselines=[whole]"
-    values = {name: str(value).lower() if isinstance(value, bool) else value for name, value in need.changes.items()}
-    return " ".join(f"{name}={value}" for name, value in values.items())
-
-
-def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with some values, by dotted name, replaced; what was given stays as it is."""
-    copy: dict[str, Any] = dict(settings)
-    for name, value in changes.items():
-        section, _, rest = name.partition(".")
-        copy[section] = changed(copy.get(section) or {}, {rest: value}) if rest else value
-    return copy
 
 
 def _shares(**accuracies: ArrayLike) -> dict[str, NDArray[np.float64]]:

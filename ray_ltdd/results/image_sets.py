@@ -1,4 +1,4 @@
-"""The initial and the distilled images of a run, class by class: from the run and its store, or from one small file of both.
+"""The initial, distilled and real images of a run, class by class: from the run, its store and its dataset, or from one small file of all.
 
 Legend: N images, K classes, C H W.
 """
@@ -6,6 +6,7 @@ Legend: N images, K classes, C H W.
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 from ray_ltdd.errors import InputError
 from ray_ltdd.results.distilled import FILE as DISTILLED
 from ray_ltdd.results.distilled import load_distilled
+from ray_ltdd.results.real_images import real_images
 from ray_ltdd.results.trace import trace_images
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.storage import atomic_file, readable_os_error
@@ -25,10 +27,11 @@ from ray_ltdd.storage import atomic_file, readable_os_error
 FILE = "images.parquet"
 INITIAL = "initial"
 FINAL = "distilled"
+REAL = "real"
 
 _SCHEMA = pa.schema(
     [
-        pa.field("panel", pa.string(), metadata={"meaning": "initial or distilled"}),
+        pa.field("panel", pa.string(), metadata={"meaning": "initial, distilled or real"}),
         pa.field("label", pa.int64()),
         pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), metadata={"meaning": "PNG"}),
     ]
@@ -40,7 +43,8 @@ class ImageSets:
     """Images of one run.
 
     Attributes:
-        panels: `distilled` and, where they are known, `initial` (first) -> K tensors, uint8 [N, C, H, W], one a class.
+        panels: `initial`, `distilled` and `real`, in this order, the first and the last where they are known -> K tensors, uint8 [N, C, H, W], one a
+            class. `real` are the first training images of each class, as many as distilled ones or all there are.
         class_names: K names.
     """
 
@@ -51,8 +55,8 @@ class ImageSets:
 def load_image_sets(folder: str | Path) -> ImageSets:
     """Load the images of the run in `folder`.
 
-    They come from FOLDER/images.parquet where `write_image_sets` left one; else the distilled ones from FOLDER/distilled and the initial ones from
-    the run's store. A store that is gone leaves the distilled ones alone.
+    They come from FOLDER/images.parquet where `write_image_sets` left one; else the distilled ones from FOLDER/distilled, the initial ones from the
+    run's store, and the real ones from its decoded dataset through the split in the store. What is gone is left out.
 
     Raises:
         InputError: the folder holds neither, or what it holds is damaged.
@@ -62,10 +66,11 @@ def load_image_sets(folder: str | Path) -> ImageSets:
         return _read(folder / FILE)
     distilled = load_distilled(folder)
     final = [distilled.image_NCHW[distilled.label_N == k] for k in range(len(distilled.class_names))]
-    try:
-        panels = {INITIAL: initial_images(folder), FINAL: final}
-    except InputError:
-        panels = {FINAL: final}
+    panels: dict[str, Sequence[torch.Tensor]] = {FINAL: final}
+    with suppress(InputError):
+        panels = {INITIAL: initial_images(folder), **panels}
+    with suppress(InputError):
+        panels[REAL] = real_images(folder, max(map(len, final)))
     return ImageSets(panels, distilled.class_names)
 
 

@@ -1,6 +1,7 @@
 """How a row of ours was made otherwise than the published number it stands beside, in sentences for a footnote."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ray_ltdd.data.catalogue import BENCHMARKS
+from ray_ltdd.models.config import ARCHITECTURES
 from ray_ltdd.results.load import parsed_settings
 
 STANDING = (
@@ -19,8 +21,43 @@ PAPER_STUDENTS = 5
 
 _EXPERT_EPOCHS = 200
 _STUDENT_EPOCHS = 1000
-_RECOVERY_STEPS = {"cifar10_lt": 75, "cifar100_lt": 2000, "tiny_imagenet_lt": 2000, "imagenet_lt": 1000}
-_TESTED_PER_CLASS = {"cifar10_lt": 1000, "cifar100_lt": 100, "tiny_imagenet_lt": 50, "imagenet_lt": 50}
+
+
+@dataclass(frozen=True)
+class _Authors:
+    """The authors' settings for one benchmark.
+
+    Attributes:
+        observer: architecture, and width where it is not the usual one.
+        observer_name: what it is called.
+        recovery_steps: optimiser steps an image.
+        optimizer, learning_rate, batch_size: the students'.
+        schedule: of the students' rate; None: not stated.
+        min_scale: smallest area of the students' crops; None: not stated.
+        tested_per_class: test images a class.
+    """
+
+    observer: tuple[str, int | None]
+    observer_name: str
+    recovery_steps: int
+    optimizer: str
+    learning_rate: float
+    batch_size: int
+    schedule: str | None
+    min_scale: float | None
+    tested_per_class: int
+
+
+_AUTHORS = {
+    "cifar10_lt": _Authors(
+        ("resnet32", 64), "ResNet-32, 4 times wide", 75, "adamw", 1e-3, 25, "rate halved after epochs 800, 900 and 950", 0.08, 1000
+    ),
+    "cifar100_lt": _Authors(("resnet32", None), "ResNet-32", 2000, "sgd", 0.1, 100, "cosine rate", 0.5, 100),
+    "tiny_imagenet_lt": _Authors(("resnet18", None), "ResNet-18", 2000, "sgd", 0.1, 100, "cosine rate", 0.5, 50),
+    "imagenet_lt": _Authors(("resnext50", None), "ResNeXt-50 32x4d", 1000, "adamw", 1e-3, 100, None, None, 50),
+}
+_OUR_SCHEDULE = "cosine rate"
+_OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 _LABELS = {"one": "one stored logit vector per image", "stored": "stored logits of {stored_epochs} epochs of views"}
 _FINEST = 10_000
 
@@ -31,7 +68,7 @@ def differences(rows: pd.DataFrame) -> dict[str, tuple[str, ...]]:
     Args:
         rows: of `load_results`.
     """
-    own = rows[rows["method"].isin(["distilled", "random"]) & rows["benchmark"].isin(list(_RECOVERY_STEPS))]
+    own = rows[rows["method"].isin(["distilled", "random"]) & rows["benchmark"].isin(list(_AUTHORS))]
     return {str(key): tuple(_sentences(group)) for key, group in own.groupby("recipe", sort=False)}
 
 
@@ -71,14 +108,16 @@ def _sentences(rows: pd.DataFrame) -> Iterable[str]:
     row = rows.iloc[0]
     settings, benchmark = parsed_settings(rows.iloc[:1])[0], str(row["benchmark"])
     if row["method"] == "distilled":
-        yield from _budget(settings, benchmark)
+        yield from _recovery(settings, _AUTHORS[benchmark])
+        yield from _training(settings, _AUTHORS[benchmark])
+        yield _views(settings, _AUTHORS[benchmark])
     students = _get(settings, "evaluate.epochs", _STUDENT_EPOCHS)
     if students != _STUDENT_EPOCHS:
         yield f"students of {students} epochs (paper: {_STUDENT_EPOCHS})"
     if row["part"] != "test":
         yield f"tested on the {row['part']} part of the training source, not on the test set"
     else:
-        n, paper = n_tested_per_class(rows["per_class"]), _TESTED_PER_CLASS[benchmark]
+        n, paper = n_tested_per_class(rows["per_class"]), _AUTHORS[benchmark].tested_per_class
         if n < paper and paper % n == 0:
             yield f"tested on {n} images per class (paper: {paper})"
     if row["labels"] in _LABELS and _get(settings, "evaluate.soft_weight", 1.0) > 0:
@@ -89,13 +128,56 @@ def _sentences(rows: pd.DataFrame) -> Iterable[str]:
         yield f"the largest class has {head} training images (paper: {paper_head})"
 
 
-def _budget(settings: Mapping[str, Any], benchmark: str) -> Iterable[str]:
+def _recovery(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
     epochs = {_get(settings, f"{role}.training.epochs", _EXPERT_EPOCHS) for role in ("observer", "teacher")}
     if epochs != {_EXPERT_EPOCHS}:
         yield f"experts of {' and '.join(map(str, sorted(epochs)))} epochs (paper: {_EXPERT_EPOCHS})"
-    steps = _get(settings, "recover.steps", _RECOVERY_STEPS[benchmark])
-    if steps not in (0, _RECOVERY_STEPS[benchmark]):
-        yield f"{steps} steps of recovery (paper: {_RECOVERY_STEPS[benchmark]})"
+    architecture, width = (
+        _get(settings, f"observer.model.{name}", own) for name, own in zip(("architecture", "width"), authors.observer, strict=True)
+    )
+    facts = ARCHITECTURES.get(architecture)
+    usual = facts.default_width if facts else None
+    if (architecture, width or usual) != (authors.observer[0], authors.observer[1] or usual):
+        name = facts.label if facts else architecture
+        yield f"observer {name}{f', width {width}' if width else ''} (paper: {authors.observer_name})"
+    steps = _get(settings, "recover.steps", authors.recovery_steps)
+    if steps not in (0, authors.recovery_steps):
+        yield f"{steps} steps of recovery (paper: {authors.recovery_steps})"
+
+
+def _training(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
+    optimizer = _get(settings, "evaluate.optimizer", authors.optimizer)
+    rate = _get(settings, "evaluate.learning_rate", authors.learning_rate)
+    batch = _get(settings, "relabel.views.batch_size", authors.batch_size)
+    pairs = [
+        (f"{_OPTIMIZERS.get(optimizer, optimizer)} at {rate:g}", f"{_OPTIMIZERS[authors.optimizer]} at {authors.learning_rate:g}"),
+        (_OUR_SCHEDULE, authors.schedule or _OUR_SCHEDULE),
+        (f"batches of {batch}", f"batches of {authors.batch_size}"),
+    ]
+    if any(ours != theirs for ours, theirs in pairs):
+        yield _compared("students with", pairs)
+
+
+def _views(settings: Mapping[str, Any], authors: _Authors) -> str:
+    """Never nothing: there is no RandAugment here."""
+    scale, flip, mix = (
+        _get(settings, f"relabel.views.{name}", own) for name, own in (("min_scale", authors.min_scale), ("flip", True), ("mix", "cutmix"))
+    )
+    pairs = [
+        ("no RandAugment", "RandAugment"),
+        ("flips" if flip else "no flips", "flips"),
+        ({"cutmix": "CutMix", "none": "no CutMix"}.get(mix, mix), "CutMix"),
+    ]
+    if authors.min_scale is not None:
+        pairs.append((f"crops from {scale:g}", f"crops from {authors.min_scale:g}"))
+    return _compared("student views:", pairs)
+
+
+def _compared(what: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """Ours and theirs, where they differ."""
+    different = [pair for pair in pairs if pair[0] != pair[1]]
+    ours, theirs = (", ".join(side) for side in zip(*different, strict=True))
+    return f"{what} {ours} (paper: {theirs})"
 
 
 def _get(settings: Mapping[str, Any], name: str, default: Any) -> Any:

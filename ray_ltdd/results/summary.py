@@ -18,7 +18,11 @@ TITLES = {
     "observer": "the observer itself",
     "teacher": "the teacher itself",
 }
-METRICS = ("top1", "many", "medium", "few")
+METRICS = ("top1", "top5", "many", "medium", "few")
+MOST_CLASSES_WITHOUT_TOP5 = 10
+"""With no more classes than these top-5 says little and is left out."""
+
+_HEADINGS = {"top5": "top-5"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def aggregate(rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
 def _outcome(method: str, network: str, rows: Sequence[Mapping[str, Any]]) -> Outcome:
     mean: dict[str, float | None] = {}
     for name in METRICS:
-        values = [row[name] for row in rows if row[name] is not None]
+        is_told = name != "top5" or len(rows[0]["count_per_class"]) > MOST_CLASSES_WITHOUT_TOP5
+        values = [row[name] for row in rows if row[name] is not None] if is_told else []
         mean[name] = 100 * fmean(values) if values else None
     n_train = sum(rows[0]["count_per_class"])
     n_images = rows[0]["images_per_class"] * len(rows[0]["count_per_class"]) if method in ("distilled", "random") else n_train
@@ -84,13 +89,15 @@ def outcome_table(outcomes: Sequence[Outcome], part: str, n_tested: int, group_r
     experts = ", ".join(f"{outcome.method} {outcome.network}" for outcome in outcomes if outcome.method in ("observer", "teacher"))
     title = f"Accuracy of {students} students on the {n_tested:,} {part} images, in percent"
     caption = f"± is the deviation over seeds. Experts: {experts}.\nGroups of classes: {group_rule}."
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for heading in ("trained on", "images", "seeds", "top-1", "many", "medium", "few"):
+    # one column more, top-5, would not fit 80 characters with the usual space around each
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", collapse_padding=True, pad_edge=False)
+    shown = [name for name in METRICS[1:] if name != "top5" or any(outcome.mean[name] is not None for outcome in outcomes)]
+    for heading in ("trained on", "images", "seeds", "top-1", *(_HEADINGS.get(name, name) for name in shown)):
         table.add_column(heading, justify="left" if heading == "trained on" else "right", no_wrap=True)
     for outcome in outcomes:
-        groups = ["" if outcome.mean[name] is None else f"{outcome.mean[name]:.1f}" for name in METRICS[1:]]
+        others = ["" if outcome.mean[name] is None else f"{outcome.mean[name]:.1f}" for name in shown]
         style = "bold" if outcome.method == "distilled" else None
-        table.add_row(TITLES[outcome.method], f"{outcome.n_images:,}", str(outcome.n), outcome.top1, *groups, style=style)
+        table.add_row(TITLES[outcome.method], f"{outcome.n_images:,}", str(outcome.n), outcome.top1, *others, style=style)
     return table
 
 

@@ -82,7 +82,7 @@ def _distilled_images(folder: Path, store: Path) -> Artifact:
 def _recovered(store: Path, images: Artifact, units: Sequence[_Unit]) -> list[Artifact]:
     """The states the images were rounded from, unit by unit, wave by wave; their joint digest proves that they are the ones."""
     runs: dict[str, dict[tuple[int, _Unit], Artifact]] = {}
-    for artifact in _artifacts(store, "recover"):
+    for artifact in artifacts_of(store, "recover"):
         settings = artifact.manifest["settings"]
         runs.setdefault(_what_parts_share(store, artifact), {})[settings["wave"], tuple(settings["classes"])] = artifact
     for parts in runs.values():
@@ -110,7 +110,7 @@ def _moments(store: Path, observer: Artifact, named: Sequence[str], units: Seque
     if len(known) == len(units):
         return known
     groups: dict[str, dict[_Unit, Artifact]] = {}
-    for artifact in _artifacts(store, "calibrate"):
+    for artifact in artifacts_of(store, "calibrate"):
         settings = artifact.manifest["settings"]
         if artifact.manifest["upstream"]["observer"] == observer.digest:
             groups.setdefault(json.dumps(settings | {"classes": None}, sort_keys=True), {})[tuple(settings["classes"])] = artifact
@@ -120,7 +120,8 @@ def _moments(store: Path, observer: Artifact, named: Sequence[str], units: Seque
     raise InputError(f"the store {store} does not hold the class moments of experts/{observer.digest}: give the store the run was made with.")
 
 
-def _artifacts(store: Path, stage: str) -> Iterator[Artifact]:
+def artifacts_of(store: Path, stage: str) -> Iterator[Artifact]:
+    """Yield the artifacts of a stage, in the order of their digests, none of those set aside as damaged."""
     for manifest in sorted((store / stage).glob(f"[!.]*/{MANIFEST}")):
         if "damaged" not in manifest.parent.name:
             yield Artifact(manifest.parent)

@@ -8,16 +8,8 @@ from synthetic_rows import BASE, row, settings_with, write
 
 from ray_ltdd import InputError
 from ray_ltdd.config import validate
-from ray_ltdd.results.fair import (
-    AUGMENTATION_ROBUST,
-    LABEL_ROBUST,
-    NEEDS,
-    augmentation_robust_score,
-    changed,
-    fair_accuracies,
-    label_robust_score,
-    overrides,
-)
+from ray_ltdd.results.fair import augmentation_robust_score, label_robust_score
+from ray_ltdd.results.fair_runs import NEEDS, changed, fair_accuracies, fair_scores, missing_for, overrides
 from ray_ltdd.results.load import load_results, recipe
 from ray_ltdd.yaml_files import override
 
@@ -62,31 +54,57 @@ def test_percents_and_bad_weights_are_refused():
         label_robust_score(0.7, 0.3, 0.6, 0.5, weight=1.5)
 
 
-def test_the_overrides_make_what_is_then_found(tmp_path):
+def write_needs(folder, accuracies):
+    """Rows of two students for each need, in the settings its command line gives."""
+    for name, top1 in accuracies.items():
+        values = settings_with()
+        for part in overrides(NEEDS[name]).split():
+            override(values, part)
+        resolved = validate(values, "test").model_dump(mode="json")
+        write(folder / name, *(row(NEEDS[name].method, number=n, top1=top1 + 0.02 * n, settings=resolved) for n in range(2)))
+
+
+def test_the_overrides_make_what_is_then_found_and_scored(tmp_path):
     """Every missing accuracy's command line, given to the real configuration, gives the run whose row is looked for."""
     write(tmp_path / "base", *(row(number=n, top1=0.6) for n in range(2)))
     key = recipe(BASE, "distilled")
     known, missing = fair_accuracies(load_results(tmp_path), key)
-    assert list(known.columns) == ["distilled"] and set(missing) == set(NEEDS) - {"distilled"}
-    for index, (name, text) in enumerate(missing.items()):
-        values = settings_with()
-        for part in text.split():
-            override(values, part)
-        resolved = validate(values, "test").model_dump(mode="json")
-        write(tmp_path / name, *(row(NEEDS[name].method, number=n, top1=0.1 * (index + 1), settings=resolved) for n in range(2)))
-    known, missing = fair_accuracies(load_results(tmp_path), key)
-    assert missing == {} and len(known) == 2 and known.notna().all().all()
+    assert known["distilled"].tolist() == [0.6, 0.6] and known.drop(columns="distilled").isna().all(axis=None)
+    assert missing == {name: overrides(need) for name, need in NEEDS.items() if name != "distilled"}
+    write_needs(tmp_path, {"random": 0.1, "real_hard": 0.2, "distilled_hard": 0.3, "distilled_plain": 0.4, "random_plain": 0.5})
+    rows = load_results(tmp_path)
+    known, missing = fair_accuracies(rows, key)
+    assert missing == {} and len(known) == 2 and known.notna().all(axis=None)
     assert known.loc[(0, 0)].to_dict() == pytest.approx(
         {"distilled": 0.6, "random": 0.1, "real_hard": 0.2, "distilled_hard": 0.3, "distilled_plain": 0.4, "random_plain": 0.5}
     )
-    label_robust_score(**{name: known[name] for name in LABEL_ROBUST})
-    augmentation_robust_score(**{name: known[name] for name in AUGMENTATION_ROBUST})
+    (scored,) = fair_scores(rows).to_dict("records")
+    assert scored["recipe"] == key and scored["missing"] == () and scored["top1"] == pytest.approx(0.6)
+    assert scored["n"] == scored["n_label_robust"] == scored["n_augmentation_robust"] == 2
+    # of the second student all but the distilled images' own accuracy is 0.02 higher
+    assert scored["label_robust"] == pytest.approx((score((0.5 + 0.1) / 2) + score((0.48 + 0.1) / 2)) / 2)
+    assert scored["augmentation_robust"] == pytest.approx((score((0.5 - 0.1) / 2) + score((0.48 - 0.1) / 2)) / 2)
+
+
+def test_a_score_without_its_runs_is_nan_and_says_which(tmp_path):
+    write(tmp_path / "base", row(top1=0.6), row("whole", top1=0.7))
+    write_needs(tmp_path, {"random": 0.3, "distilled_plain": 0.4})
+    rows = load_results(tmp_path)
+    (scored,) = fair_scores(rows).to_dict("records")
+    assert scored["missing"] == ("distilled_hard", "random_plain") and scored["n_label_robust"] == 0
+    assert math.isnan(scored["label_robust"]) and math.isnan(scored["augmentation_robust"]) and scored["top1"] == pytest.approx(0.6)
+    assert missing_for("label_robust", scored["missing"]) == NEEDS["distilled_hard"].meaning and missing_for("label_robust", ()) == ""
+    plain = recipe(changed(BASE, NEEDS["distilled_plain"].changes), "distilled")
+    assert fair_scores(rows, [plain])["recipe"].tolist() == [plain], "a comparison is scored where it is asked for"
 
 
 def test_seeds_that_a_need_lacks_are_missing_not_zero(tmp_path):
     write(tmp_path / "base", *(row(number=n, top1=0.6) for n in range(2)), row("whole", top1=0.7))
+    write(tmp_path / "again", row("whole", top1=0.8, artifact="on another machine"))
     known, _ = fair_accuracies(load_results(tmp_path), recipe(BASE, "distilled"))
-    assert known["real_hard"].isna().tolist() == [False, True]
+    assert known["real_hard"].tolist() == pytest.approx([0.75, float("nan")], nan_ok=True)
+    write(tmp_path / "base", row("whole", number=5, top1=0.7, artifact="a seed the distilled images lack"))
+    assert fair_scores(load_results(tmp_path))["n"].tolist() == [2]
 
 
 def test_an_unknown_recipe(tmp_path):

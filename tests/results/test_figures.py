@@ -22,7 +22,7 @@ from ray_ltdd.results.figures.parallel_coordinates import parallel_coordinates
 from ray_ltdd.results.figures.parameter_importance import importances, parameter_importance
 from ray_ltdd.results.figures.pareto import accuracy_and_bytes, accuracy_over_bytes, pareto_front
 from ray_ltdd.results.figures.stage_costs import stage_costs
-from ray_ltdd.results.figures.statistics_gap import layer_gaps, recovered_moments, statistics_gap, whole_set
+from ray_ltdd.results.figures.statistics_gap import layer_gaps, statistics_gap, whole_set
 from ray_ltdd.results.figures.style import COLOURS, colour, marker, styled
 from ray_ltdd.results.figures.sweep_history import sweep_history
 from ray_ltdd.results.figures.trials import Objective, is_logarithmic, is_number
@@ -203,11 +203,6 @@ def test_no_gap_to_oneself_and_whole_sets():
     assert torch.allclose(balanced["a/var"], own["a/var"].mean(0) + own["a/mean"].var(0, unbiased=False))
     assert torch.allclose(sampled["b/mean"], (torch.tensor([[0.6], [0.3], [0.1]]).double() * own["b/mean"]).sum(0))
     assert layer_gaps(sampled, balanced, ["a", "b"])["mean_gap"].gt(0).all()
-
-
-def test_moments_of_recovery_get_their_layers_names():
-    state = {"image": torch.zeros(1), "smoothed/0/mean": torch.ones(2, 3), "smoothed/0/var": torch.zeros(2, 3)}
-    assert set(recovered_moments(state, ["encoder.x"])) == {"encoder.x/mean", "encoder.x/var"}
 
 
 def test_statistics_gap_figure():

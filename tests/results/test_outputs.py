@@ -68,6 +68,18 @@ def test_tables_fit_80_columns():
     assert "distilled, soft labels" in text and "55.0 ± 7.1" in text and "3 of 4" in text and "…" not in text
 
 
+def test_top5_is_told_of_more_than_ten_classes():
+    counts = {"count_per_class": [5] * 11, "top5": 0.875, "medium": 0.5}
+    eleven, ten = (aggregate([row(n, 0.5, **counts | more) for n in range(2)]) for more in ({}, {"count_per_class": [5] * 10}))
+    assert eleven[0].describe()["top5_percent"] == pytest.approx(87.5) and ten[0].describe()["top5_percent"] is None
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(outcome_table(eleven, "test", 5000, "by count"))
+    console.print(outcome_table(ten, "test", 5000, "by count"))
+    with_top5, without = console.export_text().split("Accuracy of")[1:]
+    assert "top-5" in with_top5 and "87.5" in with_top5 and "…" not in with_top5
+    assert "top-5" not in without and "87.5" not in without
+
+
 @pytest.fixture
 def images():
     generator = torch.Generator().manual_seed(0)
@@ -116,8 +128,9 @@ def test_the_card_states_both_kinds_of_bytes():
 
 @pytest.mark.parametrize(("n_classes", "per_class", "channels"), [(2, 3, 1), (2, 3, 3), (100, 12, 3)])
 def test_the_gallery_shows_images_and_names(tmp_path, n_classes, per_class, channels):
-    image = torch.randint(0, 256, (n_classes * per_class, channels, 8, 8), dtype=torch.uint8)
-    draw_gallery(tmp_path / "g.png", image, image, [f"class {k}" for k in range(n_classes)], [1] * n_classes, "title")
+    images = list(torch.randint(0, 256, (n_classes, per_class, channels, 8, 8), dtype=torch.uint8))
+    panels = {"initial": images, "distilled": images, "real": [of_class[: 1 + k % 3] for k, of_class in enumerate(images)]}
+    draw_gallery(tmp_path / "g.png", panels, [f"class {k}" for k in range(n_classes)], [1] * n_classes, "title")
     with Image.open(tmp_path / "g.png") as picture:
         width, height = picture.size
         colours = picture.convert("RGB").getcolors(1 << 24)

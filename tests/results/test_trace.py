@@ -11,8 +11,10 @@ from ray_ltdd import InputError, pipeline
 from ray_ltdd.executor import SilentReporter
 from ray_ltdd.results.class_statistics import FINAL, INITIAL, REAL, class_gaps, load_statistics, measure, whole_set_gaps, write_statistics
 from ray_ltdd.results.image_sets import ImageSets, class_names, load_image_sets, write_image_sets
+from ray_ltdd.results.real_images import first_of_each_class
 from ray_ltdd.results.trace import store_of, trace_images
 from ray_ltdd.runs import open_run, reopen_config
+from ray_ltdd.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +50,7 @@ def test_another_run_in_the_store_does_not_confuse_it(tiny_run, opened, tmp_path
 def test_images_come_from_the_run_and_its_store(tiny_run, opened):
     run, distilled = opened
     sets = load_image_sets(tiny_run)
-    assert list(sets.panels) == ["initial", "distilled"] and sets.class_names == class_names(tiny_run) == run.bench.prepared.class_names
+    assert list(sets.panels) == ["initial", "distilled", "real"] and sets.class_names == class_names(tiny_run) == run.bench.prepared.class_names
     tensors = distilled.images.tensors()
     for k in range(run.bench.n_classes):
         assert torch.equal(sets.panels["distilled"][k], tensors["image"][tensors["label"] == k])
@@ -57,6 +59,27 @@ def test_images_come_from_the_run_and_its_store(tiny_run, opened):
         for k in unit:
             expected = (initial["image"][initial["label"] == k] * 255).round().to(torch.uint8)
             assert torch.equal(sets.panels["initial"][k], expected)
+
+
+def test_real_images_are_the_first_of_the_split(tiny_run, opened, tmp_path):
+    run, _ = opened
+    real = load_image_sets(tiny_run).panels["real"]
+    prepared, ipc = run.bench.prepared, run.config.distill.images_per_class
+    for k in range(run.bench.n_classes):
+        wanted = [index for index in run.bench.split.train_index_N if prepared.train.label_N[index] == k][:ipc]
+        assert len(real[k]) == min(ipc, run.bench.split.count_K[k]) == len(wanted)
+        assert all(np.array_equal(image.numpy(), prepared.train.image_NCHW[index]) for image, index in zip(real[k], wanted, strict=True))
+    shutil.copytree(tiny_run, tmp_path / "run")
+    settings = read_yaml(tmp_path / "run" / "settings.yaml")
+    settings["data"]["root"] = str(tmp_path / "nothing")
+    (tmp_path / "run" / "settings.yaml").write_text(json.dumps(settings))
+    assert list(load_image_sets(tmp_path / "run").panels) == ["initial", "distilled"], "a dataset that is gone is left out"
+
+
+def test_a_class_with_fewer_images_than_asked_for_gives_all(opened):
+    bench = opened[0].bench
+    found = first_of_each_class(bench.prepared, bench.split.train_index_N, 1000)
+    assert [len(images) for images in found] == bench.split.count_K.tolist()
 
 
 def test_images_survive_the_small_file(tiny_run, tmp_path):

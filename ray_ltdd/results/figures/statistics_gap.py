@@ -41,18 +41,6 @@ def layer_gaps(statistics: Mapping[str, torch.Tensor], reference: Mapping[str, t
     return pd.DataFrame(rows, columns=["layer", "mean_gap", "var_gap"])
 
 
-def recovered_moments(tensors: Mapping[str, torch.Tensor], layers: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Rename the class moments of an artifact of `initial_moments` or `recover` (`smoothed/I/mean`) to `LAYER/mean`, float [K, F].
-
-    They are those of the random crops that recovery looks at, smoothed over its last steps, not of the whole images.
-
-    Args:
-        tensors: the artifact's.
-        layers: names in forward order, from the record of the `calibrate` artifact.
-    """
-    return {f"{layer}/{name}": tensors[f"smoothed/{index}/{name}"] for index, layer in enumerate(layers) for name in ("mean", "var")}
-
-
 def whole_set(moments: ClassTensors, kind: ClassWeights, variance: VarianceReading = "mixture", beta: float = 0.999) -> ClassTensors:
     """Mix all classes' moments into those of a whole set, float64 [F] a layer.
 

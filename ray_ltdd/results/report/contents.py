@@ -9,7 +9,7 @@ import pandas as pd
 
 from ray_ltdd.errors import InputError
 from ray_ltdd.results.costs import SUMMARY, read_summary
-from ray_ltdd.results.image_sets import INITIAL, ImageSets, load_image_sets
+from ray_ltdd.results.image_sets import INITIAL, REAL, ImageSets, load_image_sets
 from ray_ltdd.results.load import load_results
 from ray_ltdd.results.trace import SETTINGS
 from ray_ltdd.yaml_files import read_yaml
@@ -26,7 +26,7 @@ class RunContents:
         settings: all resolved settings, nested.
         rows: of `load_results`; None where no network has been tested.
         summary: of summary.json; None where the run has not come to its end.
-        images: distilled and initial images; None where none were distilled.
+        images: initial, distilled and real images; None where none were distilled.
         gallery: the bytes of gallery.png; None where there is none.
         missing: a sentence for each part that is not there.
     """
@@ -72,6 +72,8 @@ def read_run(folder: Path) -> RunContents:
         images = load_image_sets(folder)
         if INITIAL not in images.panels:
             missing.append("The initial images are not shown: the store the run was made with is not there.")
+        if REAL not in images.panels:
+            missing.append("Real images are not shown: the store or the decoded dataset (`data.root`) of the run is not there.")
     except InputError as error:
         is_there = (folder / "distilled").exists()
         missing.append(f"{str(error)[0].upper()}{str(error)[1:]}" if is_there else "No images have been distilled yet.")

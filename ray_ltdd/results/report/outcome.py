@@ -21,6 +21,11 @@ class OutcomeTable:
     outcomes: tuple[Outcome, ...]
     group_rule: str
 
+    @property
+    def has_top5(self) -> bool:
+        """Whether there is a top-5 accuracy to show: not with ten classes or fewer."""
+        return any(outcome.mean["top5"] is not None for outcome in self.outcomes)
+
 
 @dataclass(frozen=True)
 class PublishedRow:

@@ -11,12 +11,13 @@ from markupsafe import Markup
 
 from ray_ltdd.errors import InputError
 from ray_ltdd.results.export import STATES
+from ray_ltdd.results.fair import CAVEAT
 from ray_ltdd.results.figures.class_accuracy import class_accuracy
 from ray_ltdd.results.figures.stage_costs import stage_costs
 from ray_ltdd.results.load import load_results
 from ray_ltdd.results.protocol import STANDING
 from ray_ltdd.results.published import PAPER
-from ray_ltdd.results.report import facts, method, outcome, pictures
+from ray_ltdd.results.report import facts, fair, method, outcome, pictures
 from ray_ltdd.results.report.contents import RunContents, is_run, read_run
 from ray_ltdd.results.report.several import several
 from ray_ltdd.results.summary import TITLES
@@ -63,6 +64,7 @@ def run_page(contents: RunContents) -> str:
         tiles=_tiles(contents, beside or []),
         steps=method.steps(contents),
         outcomes=outcome.outcome_tables(rows) if rows is not None else [],
+        fair=fair.run_scores(contents),
         published=beside,
         benchmark=method.benchmark_name(contents.settings),
         classes=_class_pictures(contents),
@@ -141,7 +143,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("ray_ltdd.results", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"method_titles": TITLES, "paper": PAPER, "standing": STANDING}
+    environment.globals |= {"method_titles": TITLES, "paper": PAPER, "standing": STANDING, "fair_titles": fair.TITLES, "fair_caveat": CAVEAT}
     environment.filters["number"] = lambda value, digits=1: "" if value is None or value != value else f"{value:,.{digits}f}"
     return environment
 

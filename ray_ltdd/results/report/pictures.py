@@ -89,22 +89,23 @@ def gallery_rows(images: ImageSets, count_K: Sequence[int] | None) -> list[Galle
     """
     n_classes = len(images.class_names)
     shown = np.unique(np.linspace(0, n_classes - 1, min(n_classes, MOST_CLASSES)).round().astype(int))
+    places = {panel: min(max(len(of_class[k]) for k in shown), MOST_IMAGES) for panel, of_class in images.panels.items()}
     return [
         GalleryRow(
             images.class_names[k],
             int(count_K[k]) if count_K is not None else None,
-            tuple(_strip(panel, of_class[k]) for panel, of_class in images.panels.items() if len(of_class[k])),
+            tuple(_strip(panel, of_class[k], places[panel]) for panel, of_class in images.panels.items() if len(of_class[k])),
         )
         for k in shown
     ]
 
 
-def _strip(panel: str, image_NCHW: torch.Tensor) -> Strip:
+def _strip(panel: str, image_NCHW: torch.Tensor, n_places: int) -> Strip:
     shown = [_reduced(image) for image in image_NCHW[:MOST_IMAGES].numpy()]
     height, width = shown[0].shape[1:]
     gap = max(1, height // 16)
-    # transparent between the images, so that the page's own background shows, light or dark
-    strip = np.zeros((4, height, len(shown) * (width + gap) - gap), np.uint8)
+    # transparent between the images and where a class has fewer than the others, so that the page's own background shows, light or dark
+    strip = np.zeros((4, height, n_places * (width + gap) - gap), np.uint8)
     for i, image_CHW in enumerate(shown):
         left = i * (width + gap)
         strip[:3, :, left : left + width] = image_CHW

@@ -10,8 +10,11 @@ from matplotlib.figure import Figure
 
 from ray_ltdd.errors import InputError
 from ray_ltdd.results.costs import bytes_figures, load_costs
+from ray_ltdd.results.fair_runs import fair_scores
 from ray_ltdd.results.figures.accuracy_curves import accuracy_over_images, accuracy_over_imbalance
 from ray_ltdd.results.report.facts import minute
+from ray_ltdd.results.report.fair import missing_sentences, with_scores
+from ray_ltdd.results.summary import MOST_CLASSES_WITHOUT_TOP5
 from ray_ltdd.results.table_formats import letter
 from ray_ltdd.results.tables import BENCHMARK_NAMES, NUMBERS, PaperTable, own_results, paper_table
 from ray_ltdd.results.trials import final_labels, sweep_comparison, sweep_figures, sweep_summary, trials_of
@@ -24,8 +27,9 @@ class Several:
     problems: a sentence for each part that cannot be shown.
     cells: of `sweep_summary`, as records; empty where there is no sweep.
     comparison: of `sweep_comparison`, as records.
-    results: the reported results, as records of `own_results` with `letters` of their footnotes.
+    results: the reported results, as records of `own_results` with `letters` of their footnotes, `top5` (NaN where it says little) and fair scores.
     footnotes: letter and sentence.
+    fair_sentences: which fair scores are empty, and why.
     tables: the paper's tables in which a number of ours stands.
     figures: by title.
     runs: name, fingerprint, when, where, and seconds of computing of each.
@@ -37,9 +41,15 @@ class Several:
     comparison: list[dict[str, Any]]
     results: list[dict[str, Any]]
     footnotes: list[tuple[str, str]]
+    fair_sentences: list[str]
     tables: list[PaperTable]
     figures: dict[str, Figure]
     runs: list[dict[str, Any]]
+
+    @property
+    def has_top5(self) -> bool:
+        """Whether there is a top-5 accuracy to show."""
+        return any(record["top5"] == record["top5"] for record in self.results)
 
 
 def several(rows: pd.DataFrame, folder: Path) -> Several:
@@ -54,8 +64,9 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
     rows = rows[(rows["state"] == "complete") & (rows["role"] != "trial")]
     problems: list[str] = []
     labels = final_labels(rows)
+    scores = fair_scores(rows[rows["part"] == "test"])
     try:
-        ours = own_results(rows, labels)
+        ours = with_scores(_with_top5(own_results(rows, labels), rows), scores)
     except InputError as error:
         problems.append(f"The reported results are not shown: {error}")
         ours = pd.DataFrame()
@@ -76,6 +87,7 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
         comparison=[{str(name): own for name, own in record.items()} for record in sweep_comparison(rows).to_dict("records")],
         results=results,
         footnotes=[(letter(i), sentence) for i, sentence in enumerate(sentences)],
+        fair_sentences=missing_sentences(scores, dict(zip(ours["recipe"], ours["label"], strict=True))) if len(ours) else [],
         tables=_tables(rows, labels) if len(ours) else [],
         figures={**sweep_figures(trials), **_curves(ours), **bytes_figures(rows)},
         runs=_runs(rows, folder),
@@ -88,6 +100,12 @@ def _lead(rows: pd.DataFrame, cells: pd.DataFrame) -> str:
     if len(cells):
         text += f"; {len(cells)} cell{'' if len(cells) == 1 else 's'} of a sweep with {int(cells['trials'].sum()):,} trials"
     return text + "."
+
+
+def _with_top5(ours: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Top-5 as a share beside top-1, where there are enough classes for it."""
+    told = rows[rows["count_per_class"].map(len) > MOST_CLASSES_WITHOUT_TOP5].drop_duplicates(["recipe", "method", "artifact"])
+    return ours.merge(told.groupby(["recipe", "method"])["top5"].mean().reset_index(), how="left", on=["recipe", "method"])
 
 
 def _tables(rows: pd.DataFrame, labels: Mapping[str, str]) -> list[PaperTable]:

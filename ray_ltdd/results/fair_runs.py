@@ -1,0 +1,176 @@
+"""The runs the fair scores need: which they are, where they are among result rows, and what they say of every distilled set.
+
+A need is described by changes to the settings of the run to be scored, so a run serves a score if and only if its settings are those, seeds, names
+and places aside; it may be part of any sweep or folder.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+
+from ray_ltdd.errors import InputError
+from ray_ltdd.results.fair import AUGMENTATION_ROBUST, LABEL_ROBUST, augmentation_robust_score, label_robust_score
+from ray_ltdd.results.load import parsed_settings, recipe
+
+HARD: Mapping[str, Any] = MappingProxyType({"evaluate.soft_weight": 0.0, "evaluate.hard_weight": 1.0})
+"""Settings of students that see one-hot labels alone."""
+
+PLAIN: Mapping[str, Any] = MappingProxyType({"relabel.views.min_scale": 1.0, "relabel.views.flip": False, "relabel.views.mix": "none"})
+"""Settings of students without augmentation. A crop of scale 1 may still change the aspect ratio, up to 4:3."""
+
+RANDOM_IMAGES: Mapping[str, Any] = MappingProxyType(
+    {
+        "select_crops.method": "random",
+        "select_crops.crops_per_image": 1,
+        "select_crops.min_scale": 1.0,
+        "select_crops.max_scale": 1.0,
+        "select_crops.flip": False,
+        "recover.steps": 0,
+    }
+)
+"""Settings that put random real images in the distilled ones' place, under the same labels and recipe."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """An accuracy a score needs: that of students of `method`, under a run's own settings but for `changes` (dotted name -> value)."""
+
+    method: str
+    changes: Mapping[str, Any]
+    meaning: str
+
+
+NEEDS: Mapping[str, Need] = MappingProxyType(
+    {
+        "distilled": Need("distilled", {}, "distilled images under the run's own labels and views: every run has them"),
+        "random": Need("distilled", RANDOM_IMAGES, "random real images with the teacher's labels"),
+        "real_hard": Need("whole", {}, "the whole training set with one-hot labels (the baseline `whole`)"),
+        "distilled_hard": Need("distilled", HARD, "distilled images with one-hot labels"),
+        "distilled_plain": Need("distilled", PLAIN, "distilled images without augmentation"),
+        "random_plain": Need("distilled", {**RANDOM_IMAGES, **PLAIN}, "random real images with the teacher's labels, without augmentation"),
+    }
+)
+"""Every accuracy the two scores need. All but `distilled` and `real_hard` are one more run each, which reuses the experts (and, where the images
+are the distilled ones, the images) from the store and trains its students alone."""
+
+SCORES: Mapping[str, tuple[str, ...]] = MappingProxyType({"label_robust": LABEL_ROBUST, "augmentation_robust": AUGMENTATION_ROBUST})
+"""Score, as `fair_scores` names it -> the needs it is computed from."""
+
+COLUMNS = ["recipe", "benchmark", "imbalance_factor", "images_per_class", "network", "part", "top1", "n"]
+COLUMNS += ["label_robust", "n_label_robust", "augmentation_robust", "n_augmentation_robust", "missing"]
+
+
+def fair_scores(rows: pd.DataFrame, recipes: Sequence[str] | None = None, weight: float = 0.5) -> pd.DataFrame:
+    """Score distilled images apart from what their labels and their augmentation add, as far as the runs for that are there.
+
+    Args:
+        rows: of `load_results`, with the runs that `NEEDS` asks for as far as they exist.
+        recipes: of distilled images to be scored; None: all but those that are there as another's comparison.
+        weight: of both scores; see `ray_ltdd.results.fair`.
+
+    Returns:
+        one row a recipe, in the order of first appearance: `recipe`, `benchmark`, `imbalance_factor`, `images_per_class`, `network`, `part`; `top1`
+        (share, mean over `n` students); `label_robust` and `augmentation_robust` (means over the seeds all of a score's accuracies have, of which
+        there are `n_label_robust` and `n_augmentation_robust`; NaN with none); `missing` (tuple of the keys of `NEEDS` of which no seed of this
+        recipe has an accuracy).
+
+    Raises:
+        InputError: a recipe is not among the rows, or the weight is outside [0, 1].
+    """
+    distilled = rows[rows["method"] == "distilled"].drop_duplicates("recipe")
+    wanted = list(distilled["recipe"]) if recipes is None else list(dict.fromkeys(recipes))
+    comparisons = _comparisons(distilled) if recipes is None else frozenset()
+    table = []
+    for key in wanted:
+        if key in comparisons:
+            continue
+        known, _ = fair_accuracies(rows, key)
+        place = distilled[distilled["recipe"] == key].iloc[0]
+        of_score = {"label_robust": _label_robust(known, weight), "augmentation_robust": _augmentation_robust(known, weight)}
+        table.append(
+            {name: place[name] for name in COLUMNS[:6]}
+            | {"top1": known["distilled"].mean(), "n": int(known["distilled"].count())}
+            | {name: score.mean() for name, score in of_score.items()}
+            | {f"n_{name}": int(score.count()) for name, score in of_score.items()}
+            | {"missing": tuple(name for name in NEEDS if not (known[name].notna() & known["distilled"].notna()).any())}
+        )
+    return pd.DataFrame(table, columns=COLUMNS)
+
+
+def fair_accuracies(rows: pd.DataFrame, recipe_key: str, metric: str = "top1") -> tuple[pd.DataFrame, dict[str, str]]:
+    """Find the accuracies both scores need among result rows, seed by seed.
+
+    Args:
+        rows: of `load_results`, with the runs that `NEEDS` asks for as far as they exist.
+        recipe_key: the recipe of distilled images to be scored, from the column `recipe`.
+        metric: the accuracy.
+
+    Returns:
+        a table indexed by (`seed`, `number`) with one column for each entry of `NEEDS`, NaN where there is no row; and for each entry without any,
+        the overrides of `ray-ltdd run` that would make its rows.
+
+    Raises:
+        InputError: no row of distilled images has this recipe.
+    """
+    base = rows[(rows["recipe"] == recipe_key) & (rows["method"] == "distilled")]
+    if base.empty:
+        raise InputError(f"no row of distilled images has the recipe {recipe_key!r}: take one from the column `recipe`.")
+    (settings,) = parsed_settings(base.iloc[:1])
+    found, missing = {}, {}
+    for name, need in NEEDS.items():
+        wanted = recipe(changed(settings, need.changes), need.method)
+        own = rows[(rows["recipe"] == wanted) & (rows["method"] == need.method)].drop_duplicates("artifact")
+        # the same seed may have been computed twice, on another machine or after an update
+        found[name] = own.groupby(["seed", "number"])[metric].mean()
+        if own.empty:
+            missing[name] = overrides(need)
+    return pd.DataFrame(found), missing
+
+
+def missing_for(score: str, missing: Sequence[str]) -> str:
+    """Return what a score lacks as the end of a sentence; empty where it lacks nothing.
+
+    Args:
+        score: key of `SCORES`.
+        missing: keys of `NEEDS`, as in the column `missing` of `fair_scores`.
+    """
+    return "; ".join(NEEDS[name].meaning for name in SCORES[score] if name in missing)
+
+
+def overrides(need: Need) -> str:
+    """Return a need's changes as `ray-ltdd run` takes them: `name=value` separated by blanks; no baseline that is not needed."""
+    if need.method == "whole":
+        return "evaluate.baselines=[whole]"
+    values = {name: str(value).lower() if isinstance(value, bool) else value for name, value in need.changes.items()}
+    return " ".join(["evaluate.baselines=[]", *(f"{name}={value}" for name, value in values.items())])
+
+
+def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with some values, by dotted name, replaced; what was given stays as it is."""
+    copy: dict[str, Any] = dict(settings)
+    for name, value in changes.items():
+        section, _, rest = name.partition(".")
+        copy[section] = changed(copy.get(section) or {}, {rest: value}) if rest else value
+    return copy
+
+
+def _comparisons(distilled: pd.DataFrame) -> frozenset[str]:
+    """Recipes that are what another recipe is compared with: random images, or students without soft labels or augmentation."""
+    needs = [need for need in NEEDS.values() if need.method == "distilled"]
+    found = set()
+    for key, settings in zip(distilled["recipe"], parsed_settings(distilled), strict=True):
+        found |= {recipe(changed(settings, need.changes), need.method) for need in needs} - {key}
+    return frozenset(found)
+
+
+def _label_robust(known: pd.DataFrame, weight: float) -> pd.Series:
+    found = label_robust_score(known["real_hard"], known["distilled_hard"], known["distilled"], known["random"], weight)
+    return pd.Series(found.score, index=known.index)
+
+
+def _augmentation_robust(known: pd.DataFrame, weight: float) -> pd.Series:
+    found = augmentation_robust_score(known["distilled"], known["random"], known["distilled_plain"], known["random_plain"], weight)
+    return pd.Series(found.score, index=known.index)
