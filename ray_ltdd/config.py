@@ -191,7 +191,8 @@ def setting_names(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
+    # an empty mapping is a value of its own
+    if not isinstance(value, dict) or (not value and prefix):
         yield prefix.removesuffix("."), value
         return
     for name, inner in value.items():

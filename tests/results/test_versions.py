@@ -103,7 +103,7 @@ def test_csv_holds_every_row_and_lists_as_json(tmp_path):
     assert write_csv(mixed(tmp_path), tmp_path / "all.csv") == 5
     frame = pd.read_csv(tmp_path / "all.csv")
     assert (tmp_path / "all.csv").read_text() == csv_text(tmp_path)
-    assert len(json.loads(frame["per_class"].dropna()[0])) == 10 and json.loads(frame["stage_seconds"][0]) == {"Recover": 1.5}
+    assert len(json.loads(frame["per_class"].dropna().iloc[0])) == 10 and {"Recover": 1.5} in [json.loads(text) for text in frame["stage_seconds"]]
     assert frame["state"].tolist().count("failed") == 1 and frame.loc[frame["state"] == "failed", "reason"].tolist() == ["the loss exploded"]
 
 
