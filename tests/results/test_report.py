@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from ray_ltdd import InputError
 from ray_ltdd.cli_report import report
 from ray_ltdd.config import validate, write_yaml
+from ray_ltdd.results.fair_runs import NEEDS, changed
 from ray_ltdd.results.image_sets import ImageSets, load_image_sets, write_image_sets
 from ray_ltdd.results.load import load_results
 from ray_ltdd.results.published import published
@@ -89,7 +91,10 @@ def made_up(root):
     summary = {"fingerprint": "0a1b2c3d", "stages": stages, "notes": ["the observer is weak.", "a long note " * 60]}
     (folder / "summary.json").write_text(json.dumps(summary))
     draw = torch.Generator().manual_seed(0)
-    panels = {name: [torch.randint(0, 256, (3, 3, 8, 8), generator=draw, dtype=torch.uint8) for _ in NAMES] for name in ("initial", "distilled")}
+    panels = {
+        name: [torch.randint(0, 256, (3, 3, 8, 8), generator=draw, dtype=torch.uint8) for _ in NAMES] for name in ("initial", "distilled", "real")
+    }
+    panels["real"] = [images[: 1 + 2 * (k < 9)] for k, images in enumerate(panels["real"])]
     write_image_sets(ImageSets(panels, NAMES), folder / "images.parquet")
     return folder
 
@@ -114,10 +119,10 @@ def shown(tmp_path_factory):
 def test_the_numbers_are_the_rows(shown):
     _, _, page = shown
     assert page.rows("outcome")[1:] == [
-        ["distilled, soft labels", "62.0 ± 1.4", "60.0", "55.0", "30.0", "100", "2", "ConvNet-3"],
-        ["random real, one-hot", "36.0", "60.0", "", "30.0", "100", "1", "ConvNet-3"],
-        ["the observer itself", "64.8", "71.0", "57.0", "", "12,406", "1", "ConvNet-3"],
-        ["the teacher itself", "64.8", "71.0", "57.0", "", "12,406", "1", "ConvNet-3"],
+        ["distilled, soft labels", "62.0 ± 1.4", "", "", "60.0", "55.0", "30.0", "100", "2", "ConvNet-3"],
+        ["random real, one-hot", "36.0", "", "", "60.0", "", "30.0", "100", "1", "ConvNet-3"],
+        ["the observer itself", "64.8", "", "", "71.0", "57.0", "", "12,406", "1", "ConvNet-3"],
+        ["the teacher itself", "64.8", "", "", "71.0", "57.0", "", "12,406", "1", "ConvNet-3"],
     ]
 
 
@@ -159,14 +164,16 @@ def test_the_gallery_shows_the_images_and_names(shown):
     folder, text, page = shown
     sets = load_image_sets(folder)
     strips = {a["alt"]: a["src"] for tag, a in page.elements if tag == "img" and "images of the class" in a["alt"]}
-    assert len(strips) == 20 and "apple &lt;b&gt;&amp;" in text and "apple <b>" not in text
+    assert len(strips) == 30 and "apple &lt;b&gt;&amp;" in text and "apple <b>" not in text
     for name, of_class in sets.panels.items():
         for k, images in enumerate(of_class):
-            strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(strips[f"3 {name} images of the class {NAMES[k]}"].partition(",")[2]))))
+            strip = np.asarray(
+                Image.open(io.BytesIO(base64.b64decode(strips[f"{len(images)} {name} images of the class {NAMES[k]}"].partition(",")[2])))
+            )
             assert strip.shape == (8, 3 * 8 + 2, 4)
             for i, image in enumerate(images.numpy()):
                 assert np.array_equal(strip[:, 9 * i : 9 * i + 8, :3], image.transpose(1, 2, 0))
-            assert (strip[:, [8, 17], 3] == 0).all()
+            assert (strip[:, [8, 17], 3] == 0).all() and (strip[:, 9 * len(images) :, 3] == 0).all()
     assert "5,000" in text and "by &lt;rule&gt;" in text
 
 
@@ -182,7 +189,7 @@ def test_many_and_large_images_are_cut_and_reduced(finished):
     strips = [a for tag, a in page.elements if tag == "img" and "images of the class" in a["alt"]]
     assert len(rows) and len(strips) == 20 and strips[0]["alt"].endswith("c0") and strips[-1]["alt"].endswith("c44")
     assert Image.open(io.BytesIO(base64.b64decode(strips[0]["src"].partition(",")[2]))).size == (10 * 64 + 9 * 4, 64)
-    assert "20 of 45 classes, evenly spaced. The first 10 of 12 images of each class" in text
+    assert "Real images are not shown" in text and "20 of 45 classes, evenly spaced. The first 10 of 12 images of each class" in text
 
 
 def test_settings_and_provenance(shown):
@@ -269,13 +276,42 @@ def test_several_runs(tmp_path):
     several_rows(tmp_path)
     text, page = page_of(tmp_path)
     found = page.rows("results")[1:]
-    assert [[cells[0], *cells[4:]] for cells in found] == [["ours", "CIFAR-10-LT", factor, "10", "ConvNet-3", "1"] for factor in ("10", "100")]
+    assert [[cells[0], *cells[6:]] for cells in found] == [["ours", "CIFAR-10-LT", factor, "10", "ConvNet-3", "1"] for factor in ("10", "100")]
     assert [cells[1][:4] for cells in found] == ["70.0", "60.0"]
     for cells, top1 in zip(found, (70, 60), strict=True):
-        assert cells[3].replace("−", "-") == f"{top1 - float(cells[2].split()[0]):+.1f}"
+        assert cells[2:4] == ["", ""] and cells[5].replace("−", "-") == f"{top1 - float(cells[4].split()[0]):+.1f}"
     assert "2 runs on CIFAR-10-LT, 2 tested networks." in text and "accuracy over the imbalance factor" in text
     assert [cells[0] for cells in page.rows("runs")[1:]] == ["run-10", "run-100"] and page.rows("paper-table") and not page.rows("cells")
     assert all(address.startswith("data:") for address in page.addresses)
+
+
+def fair_runs(root, top1_of):
+    """A run and those its fair scores need, each in a folder of its own."""
+    for name, need in NEEDS.items():
+        settings = changed(settings_with(data__dataset="cifar100_lt"), need.changes)
+        write_yaml(validate(settings, "test"), (root / name).mkdir(parents=True) or root / name / "settings.yaml")
+        # more than ten classes: top-5 is told
+        more = {"count_per_class": [9] * 11, "per_class": [0.5] * 11, "top5": 0.875}
+        write(root / name, row(need.method, top1=top1_of[name], settings=settings, **more))
+
+
+def test_fair_scores_stand_beside_top1_or_what_they_lack(tmp_path):
+    accuracies = {"distilled": 0.6, "random": 0.5, "real_hard": 0.7, "distilled_hard": 0.4, "distilled_plain": 0.55, "random_plain": 0.35}
+    fair_runs(tmp_path, accuracies)
+    label, augmentation = (f"{(math.exp(x) - math.exp(-1)) / (math.e - math.exp(-1)):.3f}" for x in ((0.1 - 0.3) / 2, (0.1 + 0.2) / 2))
+    text, page = page_of(tmp_path / "distilled")
+    assert page.rows("outcome")[0][1:5] == ["top-1", "top-5", "label-robust", "augmentation-robust"]
+    assert page.rows("outcome")[1][1:5] == ["60.0", "87.5", label, augmentation] and "score: there is no run" not in text
+    text, page = page_of(tmp_path)
+    (ours,) = [cells for cells in page.rows("results")[1:] if cells[3]]
+    assert ours[1][:4] == "60.0" and ours[2:5] == ["87.5", label, augmentation] and "score of" not in text
+    shutil.rmtree(tmp_path / "random_plain")
+    text, page = page_of(tmp_path / "distilled")
+    assert page.rows("outcome")[1][3:5] == [label, ""]
+    lacking = NEEDS["random_plain"].meaning.replace("'", "&#39;")
+    assert f"No augmentation-robust score: there is no run beside this one with {lacking}." in text
+    assert f"ray-ltdd run {tmp_path}/distilled/settings.yaml" in text and "relabel.views.mix=none" in text and "No label-robust" not in text
+    assert f"with {lacking}." in page_of(tmp_path)[0]
 
 
 def test_a_sweep(tmp_path):
