@@ -304,7 +304,7 @@ def test_fair_scores_stand_beside_top1_or_what_they_lack(tmp_path):
     assert page.rows("outcome")[1][1:5] == ["60.0", "87.5", label, augmentation] and "score: there is no run" not in text
     text, page = page_of(tmp_path)
     (ours,) = [cells for cells in page.rows("results")[1:] if cells[3]]
-    assert ours[1][:4] == "60.0" and ours[2:5] == ["87.5", label, augmentation] and "score of" not in text
+    assert ours[1][:4] == "60.0" and ours[2:5] == ["87.5", label, augmentation] and "robust score of" not in text
     shutil.rmtree(tmp_path / "random_plain")
     text, page = page_of(tmp_path / "distilled")
     assert page.rows("outcome")[1][3:5] == [label, ""]
