@@ -108,7 +108,7 @@ def evaluate(
 
 @app.command()
 def gallery(folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
-    """Draw a run's initial and distilled images."""
+    """Draw a run's real, initial and distilled images."""
     from ray_ltdd import pipeline
     from ray_ltdd.cluster.executor import make_executor
     from ray_ltdd.reporting import make_reporter

@@ -1,5 +1,6 @@
 """Which parameters of a sweep mattered, by PED-ANOVA (Watanabe et al. 2023), the evaluator named so that another Optuna version cannot change it."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,10 @@ def importances(trials: pd.DataFrame, parameters: Sequence[str], maximize: bool 
         InputError: Optuna is not installed, fewer than 8 trials have ended, or no parameter can be rated.
     """
     try:
-        import optuna
+        with warnings.catch_warnings():
+            # tqdm, which it brings, complains in notebooks without ipywidgets
+            warnings.simplefilter("ignore")
+            import optuna
     except ImportError as error:
         raise InputError("parameter importance needs Optuna: install it with `pip install optuna`.") from error
     done = finished(trials, parameters)
