@@ -21,7 +21,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 data_app = typer.Typer(no_args_is_help=True, help="Prepare and describe datasets.")
 app.add_typer(data_app, name="data")
 app.add_typer(cli_sweep.app)
-app.command()(cli_report.report)
 hosts_app = typer.Typer(no_args_is_help=True, help="Expert hosts that stand on a cluster (cluster.keep_hosts=true leaves them).")
 app.add_typer(hosts_app, name="hosts")
 
@@ -230,6 +229,9 @@ def _data_config(name: str, overrides: list[str] | None) -> Any:
     for text in overrides or []:
         override(values, text)
     return validate(values, "command line")
+
+
+app.command()(cli_report.report)
 
 
 def _print_report(report: Any, as_json: bool) -> None:

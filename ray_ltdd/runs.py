@@ -8,9 +8,9 @@ RUN/summary.json    the outcome as printed
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,7 +34,7 @@ from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
 from ray_ltdd.results.summary import TITLES, Outcome, aggregate
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.recover import round_pixels
-from ray_ltdd.stages.views import n_batches
+from ray_ltdd.stages.views import epoch_shape
 from ray_ltdd.storage import atomic_file, readable_os_error
 from ray_ltdd.tasks.students import Source, views_seed
 from ray_ltdd.workbench import TrainedExpert, Workbench, WorkbenchSpec, split_payload
@@ -211,7 +211,9 @@ def execute(run: Run) -> Report:
     write_labels(folder, _label_files(run, distilled))
     if distilled.labels.views:
         views, seed = run.config.relabel.views, views_seed(run.config.seed)
-        write_view_logits(folder, _view_logits(distilled), _stored_shape(run), views, seed)
+        # a chunk of epochs at a time
+        chunks = (chunk.tensors()["view_logit"] for chunk in distilled.labels.views)
+        write_view_logits(folder, chunks, _stored_shape(run), views, seed)
     with readable_os_error(run.folder), atomic_file(run.folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(report.describe(), indent=1))
     return report
@@ -229,9 +231,9 @@ def evaluate(run: Run, distilled: Distilled) -> Report:
 
 def sizes(run: Run, distilled: Distilled) -> tuple[int, int]:
     """Bytes of the distilled images as PNG, and of the labels a user must keep."""
-    files = (tensor for tensors, _ in _label_files(run, distilled).values() for tensor in tensors.values())
-    kept = chain(files, _view_logits(distilled))
-    return png_bytes(distilled.images.tensors()["image"]), sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    kept = (tensor for tensors, _ in _label_files(run, distilled).values() for tensor in tensors.values())
+    view_bytes = torch.float16.itemsize * math.prod(_stored_shape(run)) if distilled.labels.views else 0
+    return png_bytes(distilled.images.tensors()["image"]), view_bytes + sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 def draw_run_gallery(run: Run, distilled: Distilled) -> Path:
@@ -324,14 +326,9 @@ def _label_files(run: Run, distilled: Distilled) -> dict[str, tuple[dict[str, to
     }
 
 
-def _view_logits(distilled: Distilled) -> Iterator[torch.Tensor]:
-    """The stored labels of views, a chunk of epochs at a time."""
-    return (chunk.tensors()["view_logit"] for chunk in distilled.labels.views)
-
-
 def _stored_shape(run: Run) -> tuple[int, int, int, int]:
-    views, n_images = run.config.relabel.views, run.config.distill.images_per_class * run.bench.n_classes
-    return run.config.relabel.stored_epochs, n_batches(views, n_images), min(views.batch_size, n_images), run.bench.n_classes
+    config, n_classes = run.config.relabel, run.bench.n_classes
+    return config.stored_epochs, *epoch_shape(config.views, run.config.distill.images_per_class * n_classes), n_classes
 
 
 def _card_facts(run: Run, report: Report) -> CardFacts:

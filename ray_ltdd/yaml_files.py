@@ -1,6 +1,7 @@
 """Settings as YAML and as `name=value`, before anything knows what they mean. Free of torch, so that a command can look at a file at once."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,16 @@ def _set(values: dict[str, Any], path: list[str], value: Any, text: str) -> None
             raise InputError(f"cannot use '{text}': {name} holds the single value {inner!r}, it has no parts to set.")
         values = inner
     values[path[-1]] = value
+
+
+def with_settings(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested `values` with the settings in `changes` (by dotted name) set; `values` is left as it is."""
+    result = dict(values)
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        inner = result
+        for section in sections:
+            inner[section] = dict(inner.get(section) or {})
+            inner = inner[section]
+        inner[last] = value
+    return result

@@ -17,10 +17,17 @@ def make_pruner(config: PrunerConfig) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def values_at(study: optuna.Study, trial: FrozenTrial, step: int) -> list[float]:
-    """What other trials reported at the same step, those that were stopped there and those at work too; failed ones do not count."""
+def last_values(study: optuna.Study, trial: FrozenTrial) -> tuple[float, list[float]]:
+    """What a trial reported last and what others did at the same step, those stopped there and those at work too; larger is better in both.
+
+    Failed trials do not count. A trial that has reported nothing is above all others, of which there are none.
+    """
+    step = trial.last_step
+    if step is None:
+        return float("inf"), []
+    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
     others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.state != TrialState.FAIL]
-    return [t.intermediate_values[step] for t in others if step in t.intermediate_values]
+    return sign * trial.intermediate_values[step], [sign * t.intermediate_values[step] for t in others if step in t.intermediate_values]
 
 
 class MedianRungPruner(optuna.pruners.BasePruner):
@@ -35,12 +42,9 @@ class MedianRungPruner(optuna.pruners.BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial's last value is worse than the median of the others' at its step."""
-        step, ended = trial.last_step, study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if step is None or len(ended) < self._n_startup_trials:
-            return False
-        values = values_at(study, trial, step)
-        sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
-        return bool(values) and sign * trial.intermediate_values[step] < sign * median(values)
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        own, others = last_values(study, trial)
+        return len(ended) >= self._n_startup_trials and bool(others) and own < median(others)
 
 
 class RungPruner(optuna.pruners.BasePruner):
@@ -56,11 +60,6 @@ class RungPruner(optuna.pruners.BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial's last value is not among the best of all values at its step; trials that failed do not count."""
-        step = trial.last_step
-        if step is None:
-            return False
-        values = values_at(study, trial, step)
-        own = trial.intermediate_values[step]
-        sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
-        ranked = sorted((sign * value for value in [own, *values]), reverse=True)
-        return sign * own < ranked[max(len(ranked) // self._reduction_factor, 1) - 1]
+        own, others = last_values(study, trial)
+        ranked = sorted([own, *others], reverse=True)
+        return own < ranked[max(len(ranked) // self._reduction_factor, 1) - 1]

@@ -11,9 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ray_ltdd.cluster.studies import REASON, CellStudy, Studies
 from ray_ltdd.cluster.trial import BUSY, Final, TrialSetup
-from ray_ltdd.errors import InputError
 from ray_ltdd.placement import ClusterConfig
-from ray_ltdd.results.aggregate import mean_over_students, paired_test
+from ray_ltdd.results.aggregate import compared_over_seeds
 from ray_ltdd.results.load import load_results
 from ray_ltdd.search.load import Sweep
 from ray_ltdd.search.report import CellReport, CellStatus, Comparison, FinalScore, FoundPoint, SweepStatus
@@ -145,11 +144,7 @@ def _score(rows: pd.DataFrame | None) -> FinalScore | None:
 
 
 def _compare(winner: pd.DataFrame | None, defaults: pd.DataFrame | None) -> Comparison | None:
-    if winner is None or defaults is None:
-        return None
-    try:
-        test = paired_test(mean_over_students(winner), mean_over_students(defaults))
-    except InputError:
-        # fewer than two pairs
+    test = compared_over_seeds(winner, defaults) if winner is not None and defaults is not None else None
+    if test is None:
         return None
     return Comparison(test.n, test.mean, test.low, test.high, None if math.isnan(test.p) else test.p, test.p_signed_rank)

@@ -35,9 +35,9 @@ from ray_ltdd.runs import prepare
 from ray_ltdd.search.cells import Cell, interleave
 from ray_ltdd.search.config import SweepConfig
 from ray_ltdd.search.load import Sweep
-from ray_ltdd.search.names import with_settings
 from ray_ltdd.search.report import SweepReport, SweepStatus
 from ray_ltdd.storage import atomic_file, readable_os_error
+from ray_ltdd.yaml_files import with_settings
 
 SETTINGS, SUMMARY, LOCK, SUPERSEDED = "sweep.yaml", "sweep_summary.json", ".lock", ".superseded"
 VIEW_SECONDS = 0.5

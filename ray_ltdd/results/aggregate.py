@@ -141,6 +141,14 @@ def mean_over_students(frame: pd.DataFrame, metric: str = "top1") -> pd.DataFram
     return own.groupby(keys, sort=False, dropna=False).agg({metric: "mean", "artifact": "first"}).reset_index().assign(number=0)
 
 
+def compared_over_seeds(first: pd.DataFrame, second: pd.DataFrame) -> PairedTest | None:
+    """Compare two recipes by their distilled sets, seed by seed, the students of each averaged; None where there are fewer than two pairs."""
+    try:
+        return paired_test(mean_over_students(first), mean_over_students(second))
+    except InputError:
+        return None
+
+
 def paired_test(first: pd.DataFrame, second: pd.DataFrame, metric: str = "top1", on: Sequence[str] = PAIR, confidence: float = 0.95) -> PairedTest:
     """Compare two sets of rows pair by pair.
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.errors import InputError
 from ray_ltdd.results.distilled import find_distilled, load_distilled
-from ray_ltdd.stages.views import VERSION, ViewsConfig, draw_epoch_views, make_batch, n_batches
+from ray_ltdd.stages.views import VERSION, ViewsConfig, draw_epoch_views, epoch_shape, make_batch
 from ray_ltdd.storage import atomic_file, readable_os_error
 
 VIEW_LOGITS = "view_logits.safetensors"
@@ -139,7 +139,7 @@ def load_stored_views(path: str | Path) -> StoredViews:
         raise InputError(f"{file} holds no labels of views or is damaged ({reason}): run again with relabel.labels=stored.") from error
     if version != VERSION:
         raise InputError(f"the views of {file} were drawn by version {version}, this is version {VERSION}: run again with relabel.labels=stored.")
-    expected = [n_batches(views, len(images)), min(views.batch_size, len(images)), len(images.class_names)]
+    expected = [*epoch_shape(views, len(images)), len(images.class_names)]
     if shape[1:] != expected:
         raise InputError(f"{file} holds logits of shape {shape}, which do not fit the images beside it: run again with relabel.labels=stored.")
     bank = ImageBank(images.image_NCHW.numpy(), images.label_N.numpy(), np.arange(len(images)), _CPU)

@@ -14,6 +14,7 @@ import pandas as pd
 from ray_ltdd.errors import InputError
 from ray_ltdd.results.fair import AUGMENTATION_ROBUST, LABEL_ROBUST, augmentation_robust_score, label_robust_score
 from ray_ltdd.results.load import parsed_settings, recipe
+from ray_ltdd.yaml_files import with_settings
 
 HARD: Mapping[str, Any] = MappingProxyType({"evaluate.soft_weight": 0.0, "evaluate.hard_weight": 1.0})
 """Settings of students that see one-hot labels alone."""
@@ -121,7 +122,7 @@ def fair_accuracies(rows: pd.DataFrame, recipe_key: str, metric: str = "top1") -
     (settings,) = parsed_settings(base.iloc[:1])
     found, missing = {}, {}
     for name, need in NEEDS.items():
-        wanted = recipe(changed(settings, need.changes), need.method)
+        wanted = recipe(with_settings(settings, need.changes), need.method)
         own = rows[(rows["recipe"] == wanted) & (rows["method"] == need.method)].drop_duplicates("artifact")
         # the same seed may have been computed twice, on another machine or after an update
         found[name] = own.groupby(["seed", "number"])[metric].mean()
@@ -148,21 +149,12 @@ def overrides(need: Need) -> str:
     return " ".join(["evaluate.baselines=[]", *(f"{name}={value}" for name, value in values.items())])
 
 
-def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with some values, by dotted name, replaced; what was given stays as it is."""
-    copy: dict[str, Any] = dict(settings)
-    for name, value in changes.items():
-        section, _, rest = name.partition(".")
-        copy[section] = changed(copy.get(section) or {}, {rest: value}) if rest else value
-    return copy
-
-
 def _comparisons(distilled: pd.DataFrame) -> frozenset[str]:
     """Recipes that are what another recipe is compared with: random images, or students without soft labels or augmentation."""
     needs = [need for need in NEEDS.values() if need.method == "distilled"]
     found = set()
     for key, settings in zip(distilled["recipe"], parsed_settings(distilled), strict=True):
-        found |= {recipe(changed(settings, need.changes), need.method) for need in needs} - {key}
+        found |= {recipe(with_settings(settings, need.changes), need.method) for need in needs} - {key}
     return frozenset(found)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ray_ltdd.errors import InputError
-from ray_ltdd.results.aggregate import mean_over_students, paired_test
+from ray_ltdd.results.aggregate import compared_over_seeds
 from ray_ltdd.results.export import STATES
 from ray_ltdd.results.figures.crops_response import crops_response
 from ray_ltdd.results.figures.momentum_response import momentum_response
@@ -112,8 +112,8 @@ def _comparison(cell: str, finals: pd.DataFrame) -> dict[str, Any]:
     sides = {role: finals[finals["role"] == role] for role in ("winner", "defaults")}
     recipes = [set(side["recipe"]) for side in sides.values()]
     found: dict[str, Any] = {"cell": cell, **{role: side["top1"].mean() for role, side in sides.items()}, "same": recipes[0] == recipes[1]}
-    with suppress(InputError):
-        test = paired_test(mean_over_students(sides["winner"]), mean_over_students(sides["defaults"]))
+    test = compared_over_seeds(sides["winner"], sides["defaults"])
+    if test is not None:
         found |= {"n": test.n, "difference": test.mean, "low": test.low, "high": test.high, "p": test.p}
     return found
 

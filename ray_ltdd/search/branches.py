@@ -6,8 +6,8 @@ from typing import Any
 
 from ray_ltdd.config import validate
 from ray_ltdd.errors import InputError
-from ray_ltdd.search.names import with_settings
 from ray_ltdd.search.space import Parameter, Space
+from ray_ltdd.yaml_files import with_settings
 
 MOST_BRANCHES = 2000
 

@@ -13,9 +13,9 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.search.branches import check_space
 from ray_ltdd.search.cells import Cell, cell_name, snake
 from ray_ltdd.search.config import ParameterConfig, SweepConfig
-from ray_ltdd.search.names import all_names, kind_of, nearest, with_settings
+from ray_ltdd.search.names import all_names, kind_of, nearest
 from ray_ltdd.search.space import Choice, Parameter, Range, Space
-from ray_ltdd.yaml_files import read_yaml
+from ray_ltdd.yaml_files import read_yaml, with_settings
 
 
 def build_space(config: SweepConfig, place: str) -> Space:

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from ray_ltdd.config import ExperimentConfig, validate
-from ray_ltdd.search.names import with_settings
 from ray_ltdd.search.space import Space
 from ray_ltdd.seeding import derive_seed
+from ray_ltdd.yaml_files import with_settings
 
 _SHORT = {"split.imbalance_factor": "if", "distill.images_per_class": "ipc"}
 

@@ -14,7 +14,7 @@ from ray_ltdd.artifacts import MANIFEST, PAYLOAD, Artifact
 from ray_ltdd.search.sizes import PreparedRecord, prepared_records
 from ray_ltdd.search.work import STAGES, CostKind, expert_signature, network_name
 from ray_ltdd.stages import relabel
-from ray_ltdd.stages.views import ViewsConfig, n_batches
+from ray_ltdd.stages.views import ViewsConfig, n_views
 from ray_ltdd.tasks.keys import joint_digest
 
 _MOST_EXPERTS_OF_A_PAIR = 20
@@ -202,12 +202,8 @@ def _relabel(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
 def _relabel_views(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
     kind, n_images, _ = _relabel(known, manifest)
     first, end = manifest["settings"]["epochs"]
-    n_views = (end - first) * _n_views(ViewsConfig(**manifest["settings"]["relabel"]["views"]), n_images)
-    return kind, n_views, n_views
-
-
-def _n_views(views: ViewsConfig, n_images: int) -> int:
-    return n_batches(views, n_images) * min(views.batch_size, n_images)
+    work = (end - first) * n_views(ViewsConfig(**manifest["settings"]["relabel"]["views"]), n_images)
+    return kind, work, work
 
 
 def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
@@ -219,7 +215,7 @@ def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
     kind = CostKind("students", known.dataset(upstream["split"]), " + ".join(networks))
     # what parts before cost is their own
     n_epochs = settings.get("last_epoch", settings["student"]["epochs"]) - manifest["record"].get("epochs_before", 0)
-    return kind, n_epochs * _n_views(views, n_images), 1
+    return kind, n_epochs * n_views(views, n_images), 1
 
 
 _READERS: Mapping[str, Reader] = {

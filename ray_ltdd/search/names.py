@@ -90,19 +90,6 @@ def value_of(config: ExperimentConfig, name: str) -> Any:
     return value
 
 
-def with_settings(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested `values` with the settings in `changes` (by dotted name) set; `values` is left as it is."""
-    result = dict(values)
-    for name, value in changes.items():
-        *sections, last = name.split(".")
-        inner = result
-        for section in sections:
-            inner[section] = dict(inner.get(section) or {})
-            inner = inner[section]
-        inner[last] = value
-    return result
-
-
 def _alternatives(annotation: Any) -> set[Any]:
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])

@@ -21,7 +21,7 @@ from ray_ltdd.search.sizes import label_of
 from ray_ltdd.settings import Settings
 from ray_ltdd.sharding import work_units
 from ray_ltdd.stages.experts import ExpertConfig
-from ray_ltdd.stages.views import n_batches
+from ray_ltdd.stages.views import n_views
 
 STAGES = {
     "experts": "Experts",
@@ -121,8 +121,7 @@ class _Asked:
     @property
     def _n_views(self) -> int:
         """Of an epoch, the last batch filled up."""
-        views = self._config.relabel.views
-        return n_batches(views, self._n_images) * min(views.batch_size, self._n_images)
+        return n_views(self._config.relabel.views, self._n_images)
 
     @property
     def _teachers(self) -> list[ModelConfig]:
@@ -173,9 +172,9 @@ class _Asked:
         config = self._config.relabel
         runs = [self._run("relabel", self._n_images, self._n_images, upstream, config.tau, networks=self._teachers)]
         for epochs in config.chunks():
-            n_views = len(epochs) * self._n_views
+            work = len(epochs) * self._n_views
             how = (config.outcome(), epochs.start, epochs.stop)
-            runs.append(self._run("relabel_views", n_views, n_views, upstream, *how, networks=self._teachers))
+            runs.append(self._run("relabel_views", work, work, upstream, *how, networks=self._teachers))
         return runs
 
     def _students(self, distilled: list[str], taught: list[str]) -> list[StageRun]:

@@ -28,7 +28,7 @@ from ray_ltdd.settings import Settings
 from ray_ltdd.stages.optimize import cosine_with_warmup, load_training_state, set_rate, training_state
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.scoring import predict
-from ray_ltdd.stages.views import EpochViews, ViewsConfig, draw_epoch_views, make_batch, mix_labels, n_batches
+from ray_ltdd.stages.views import EpochViews, ViewsConfig, draw_epoch_views, epoch_shape, make_batch, mix_labels
 
 VERSION = 2
 
@@ -130,10 +130,9 @@ def train_student(
     """
     optimizer = _optimizer(config, student)
     average = ExponentialAverage(student, config.ema_decay) if config.ema_decay else None
-    batch = min(views_config.batch_size, len(bank))
+    per_epoch, batch = epoch_shape(views_config, len(bank))
     flops = 3 * n_steps * batch * forward_flops(student, bank.channels, bank.image_size)
     loss_of = backend.compile(student_loss(config, student, soft_labels is not None, backend), flops)
-    per_epoch = n_batches(views_config, len(bank))
     done = load_training_state(slot, student, optimizer, average, part.start)
     advance((done - n_before(part)) * batch)
     last_step = n_steps if part.last_epoch is None else part.last_epoch * per_epoch

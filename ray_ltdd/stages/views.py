@@ -7,6 +7,7 @@ drawn anywhere else.
 Legend: N images, B batch, S batches of an epoch, C channels, H W rows and columns, K classes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,9 +56,20 @@ class EpochViews:
     patch_column_SBW: torch.Tensor
 
 
+def epoch_shape(config: ViewsConfig, n_images: int) -> tuple[int, int]:
+    """Return S and B: batches of an epoch, and images of each. Every image is seen at least once."""
+    batch = min(config.batch_size, n_images)
+    return -(-n_images // batch), batch
+
+
 def n_batches(config: ViewsConfig, n_images: int) -> int:
-    """Batches of an epoch; every image is seen at least once."""
-    return -(-n_images // min(config.batch_size, n_images))
+    """Batches of an epoch."""
+    return epoch_shape(config, n_images)[0]
+
+
+def n_views(config: ViewsConfig, n_images: int) -> int:
+    """Views of an epoch, the last batch filled up."""
+    return math.prod(epoch_shape(config, n_images))
 
 
 def draw_epoch_views(config: ViewsConfig, n_images: int, image_size: int, seed: int, epoch: int, device: torch.device) -> EpochViews:
@@ -70,9 +82,8 @@ def draw_epoch_views(config: ViewsConfig, n_images: int, image_size: int, seed: 
         seed, epoch: the same ones give the same views.
         device: where the views go after they are drawn, all at once; the numbers do not depend on it.
     """
-    batch = min(config.batch_size, n_images)
-    shape = (n_batches(config, n_images), batch)
-    n = shape[0] * shape[1]
+    shape = epoch_shape(config, n_images)
+    n = math.prod(shape)
     rng = generator("cpu", seed, "views", epoch)
     order = torch.cat([torch.randperm(n_images, generator=rng) for _ in range(2)])[:n]
     partner_SB = torch.rand(shape, generator=rng).argsort(dim=1)

@@ -14,7 +14,7 @@ from ray_ltdd.models.expert import build_student
 from ray_ltdd.seeding import derive_seed
 from ray_ltdd.stages import evaluate, relabel, select_crops
 from ray_ltdd.stages.progress import Advance
-from ray_ltdd.stages.views import n_batches
+from ray_ltdd.stages.views import n_batches, n_views
 from ray_ltdd.tasks.keys import joint_digest, key
 from ray_ltdd.workbench import Part, TrainedExpert, Workbench, bank_of
 
@@ -52,13 +52,8 @@ def labels_tasks(config: ExperimentConfig, bench: Workbench, teachers: Sequence[
         views_key = key(config, "relabel_views", relabel.VERSION, settings, upstream)
         own = {**inputs, "epochs": epochs, "seed": config.seed}
         label = f"soft labels of epochs {epochs.start} to {epochs[-1]} of views"
-        tasks.append(Task(views_key, run_view_labels, own, _n_views(config, n_images) * len(epochs), label))
+        tasks.append(Task(views_key, run_view_labels, own, n_views(config.relabel.views, n_images) * len(epochs), label))
     return tasks
-
-
-def _n_views(config: ExperimentConfig, n_images: int) -> int:
-    """Views of an epoch, the last batch filled up."""
-    return n_batches(config.relabel.views, n_images) * min(config.relabel.views.batch_size, n_images)
 
 
 def run_image_labels(
@@ -136,7 +131,7 @@ def student_task(
     per_epoch = n_batches(config.relabel.views, ipc * bench.n_classes)
     n_before = int(before.record["epoch"]) if before else 0
     n_epochs = (last_epoch or config.evaluate.epochs) - n_before
-    n_images = n_epochs * _n_views(config, ipc * bench.n_classes)
+    n_images = n_epochs * n_views(config.relabel.views, ipc * bench.n_classes)
     inputs = {
         "student": config.evaluate.student(),
         "relabel_settings": config.relabel,

@@ -9,9 +9,9 @@ from synthetic_rows import BASE, row, settings_with, write
 from ray_ltdd import InputError
 from ray_ltdd.config import validate
 from ray_ltdd.results.fair import augmentation_robust_score, label_robust_score
-from ray_ltdd.results.fair_runs import NEEDS, changed, fair_accuracies, fair_scores, missing_for, overrides
+from ray_ltdd.results.fair_runs import NEEDS, fair_accuracies, fair_scores, missing_for, overrides
 from ray_ltdd.results.load import load_results, recipe
-from ray_ltdd.yaml_files import override
+from ray_ltdd.yaml_files import override, with_settings
 
 
 def score(x):
@@ -94,7 +94,7 @@ def test_a_score_without_its_runs_is_nan_and_says_which(tmp_path):
     assert scored["missing"] == ("distilled_hard", "random_plain") and scored["n_label_robust"] == 0
     assert math.isnan(scored["label_robust"]) and math.isnan(scored["augmentation_robust"]) and scored["top1"] == pytest.approx(0.6)
     assert missing_for("label_robust", scored["missing"]) == NEEDS["distilled_hard"].meaning and missing_for("label_robust", ()) == ""
-    plain = recipe(changed(BASE, NEEDS["distilled_plain"].changes), "distilled")
+    plain = recipe(with_settings(BASE, NEEDS["distilled_plain"].changes), "distilled")
     assert fair_scores(rows, [plain])["recipe"].tolist() == [plain], "a comparison is scored where it is asked for"
 
 
@@ -115,7 +115,7 @@ def test_an_unknown_recipe(tmp_path):
 
 def test_changing_settings_leaves_the_given_ones_alone():
     before = settings_with()
-    after = changed(before, {"relabel.views.flip": False, "recover.steps": 0, "new.deep.name": 1})
+    after = with_settings(before, {"relabel.views.flip": False, "recover.steps": 0, "new.deep.name": 1})
     assert before == BASE and after["relabel"]["views"]["flip"] is False and after["recover"]["steps"] == 0 and after["new"] == {"deep": {"name": 1}}
     assert after["relabel"]["views"]["mix"] == before["relabel"]["views"]["mix"]
 

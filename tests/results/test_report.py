@@ -21,12 +21,13 @@ from typer.testing import CliRunner
 from ray_ltdd import InputError
 from ray_ltdd.cli_report import report
 from ray_ltdd.config import validate, write_yaml
-from ray_ltdd.results.fair_runs import NEEDS, changed
+from ray_ltdd.results.fair_runs import NEEDS
 from ray_ltdd.results.image_sets import ImageSets, load_image_sets, write_image_sets
 from ray_ltdd.results.load import load_results
 from ray_ltdd.results.published import published
 from ray_ltdd.results.report.contents import read_run
 from ray_ltdd.results.report.page import run_page, write_report
+from ray_ltdd.yaml_files import with_settings
 
 pytestmark = pytest.mark.slow
 
@@ -288,7 +289,7 @@ def test_several_runs(tmp_path):
 def fair_runs(root, top1_of):
     """A run and those its fair scores need, each in a folder of its own."""
     for name, need in NEEDS.items():
-        settings = changed(settings_with(data__dataset="cifar100_lt"), need.changes)
+        settings = with_settings(settings_with(data__dataset="cifar100_lt"), need.changes)
         write_yaml(validate(settings, "test"), (root / name).mkdir(parents=True) or root / name / "settings.yaml")
         # more than ten classes: top-5 is told
         more = {"count_per_class": [9] * 11, "per_class": [0.5] * 11, "top5": 0.875}

@@ -11,8 +11,9 @@ from sweeps import SWEEPS, study
 
 from ray_ltdd.config import ExperimentConfig, validate
 from ray_ltdd.search.load import load_sweep
-from ray_ltdd.search.names import value_of, with_settings
+from ray_ltdd.search.names import value_of
 from ray_ltdd.search.space import Choice, Parameter, Range, Space
+from ray_ltdd.yaml_files import with_settings
 
 
 @pytest.fixture(scope="module")
