@@ -26,7 +26,7 @@ from ray_ltdd.yaml_files import read_yaml
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-TRAINING = {"epochs": 8, "batch_size": 32, "learning_rate": 0.05, "accuracy_floor": 0.0}
+TRAINING = {"epochs": 40, "batch_size": 32, "learning_rate": 0.05, "accuracy_floor": 0.0}
 
 
 @pytest.fixture(scope="module")
