@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ray_ltdd import openmp  # noqa: F401  stands before everything that imports torch
+from ray_ltdd import allocator, openmp  # noqa: F401  stands before everything that imports torch
 from ray_ltdd.errors import InputError
 
 if TYPE_CHECKING:

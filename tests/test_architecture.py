@@ -10,8 +10,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # a room may import itself and what stands after it here
 LEVELS = [
-    {"errors", "settings", "seeding", "openmp"},
-    {"storage", "yaml_files"},
+    {"errors", "settings", "seeding", "openmp", "allocator"},
+    {"storage", "yaml_files", "kernels"},
     {"artifacts", "compute", "sharding", "placement"},
     {"executor"},
     {"data", "models"},

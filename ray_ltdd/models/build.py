@@ -8,6 +8,7 @@ import torch
 from ray_ltdd.models.alexnet import AlexNet
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.convnet import ConvNet
+from ray_ltdd.models.convolution import use_own_kernels
 from ray_ltdd.models.encoder import Encoder
 from ray_ltdd.models.resnet import CifarResNet32, TorchvisionResNet
 from ray_ltdd.models.vgg import Vgg11
@@ -27,6 +28,7 @@ def build_encoder(config: ModelConfig, image_size: int, channels: int) -> Encode
         InputError: the images are too small for the network or for its normalisation.
     """
     encoder = _construct(config, image_size, channels)
+    use_own_kernels(encoder)
     encoder.label = config.label_at(image_size)
     _try_once(encoder, image_size, channels)
     return encoder

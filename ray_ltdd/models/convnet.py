@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from ray_ltdd.errors import InputError
+from ray_ltdd.kernels import ops
 from ray_ltdd.models.config import NormalizationKind
 from ray_ltdd.models.encoder import Encoder
-from ray_ltdd.models.normalization import build_normalization
+from ray_ltdd.models.normalization import InstanceNorm, build_normalization
 
 
 class ConvNet(Encoder):
@@ -37,7 +38,7 @@ class ConvNet(Encoder):
                 f"{image_size} px: set model.depth to {image_size.bit_length() - 1} or less, or use larger images."
             )
         super().__init__(width * map_size**2)
-        self.blocks = nn.Sequential(*(_block(channels if i == 0 else width, width, normalization) for i in range(depth)), nn.Flatten())
+        self.blocks = nn.Sequential(*(ConvBlock(channels if i == 0 else width, width, normalization) for i in range(depth)), nn.Flatten())
 
     def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
         """Return feature_NF of normalised floating-point images."""
@@ -45,10 +46,23 @@ class ConvNet(Encoder):
         return feature_NF
 
 
-def _block(in_channels: int, width: int, normalization: NormalizationKind) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, width, kernel_size=3, padding=1),
-        build_normalization(normalization, width),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-    )
+class ConvBlock(nn.Sequential):
+    """3x3 convolution, normalisation, ReLU, 2x2 average pooling; the last three in one pass over the map where the kernels have it."""
+
+    def __init__(self, in_channels: int, width: int, normalization: NormalizationKind) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, width, kernel_size=3, padding=1),
+            build_normalization(normalization, width),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+        )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the block's output, [N, width, H // 2, W // 2]."""
+        map_NCHW = self[0](input)
+        norm = self[1]
+        # a watched layer has to be called for its input to be seen
+        if isinstance(norm, InstanceNorm) and not norm._forward_pre_hooks and ops.suit(map_NCHW) and norm.num_channels % ops.BLOCK == 0:
+            return ops.norm_relu_pool(map_NCHW, norm.weight, norm.bias, norm.eps)
+        pooled_NCHW: torch.Tensor = self[3](self[2](norm(map_NCHW)))
+        return pooled_NCHW

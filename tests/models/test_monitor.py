@@ -32,8 +32,8 @@ def test_names_come_in_forward_order(name):
         ("batch", "batch_norm", ["BatchNorm2d"] * 2),
         ("instance", "normalization", ["InstanceNorm"] * 2),
         ("group", "normalization", ["GroupNorm"] * 2),
-        ("none", "convolution", ["Conv2d"] * 2),
-        ("instance", "all", ["Conv2d", "InstanceNorm"] * 2),
+        ("none", "convolution", ["Conv3x3"] * 2),
+        ("instance", "all", ["Conv3x3", "InstanceNorm"] * 2),
     ],
 )
 def test_kinds(normalization, kind, types):
@@ -50,7 +50,7 @@ def test_kinds(normalization, kind, types):
     ],
 )
 def test_a_model_without_such_a_layer_is_refused(normalization, kind, remedy):
-    with pytest.raises(InputError, match=f"ConvNet-2 .* has no {kind} layer .*2 Conv2d.*: {remedy}"):
+    with pytest.raises(InputError, match=f"ConvNet-2 .* has no {kind} layer .*2 Conv3x3.*: {remedy}"):
         monitored_layers(tiny_expert(normalization), kind)
 
 

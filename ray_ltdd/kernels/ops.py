@@ -1,0 +1,249 @@
+"""The kernels as torch operators: with gradients, and opaque to torch.compile.
+
+Maps are float32 [N, C, H, W] in channels-last memory; what comes otherwise is copied. Results do not depend on the number of threads.
+
+Shapes: N images, C channels, I input and O output channels, H height, W width.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ray_ltdd.kernels.build import library
+
+BLOCK = 16
+"""Channels come in multiples of this."""
+
+MOST_DIRECT_CHANNELS = 4
+"""Images of up to this many channels are convolved directly."""
+
+SMALLEST_MAP = 3
+
+_LIBRARY = torch.library.Library("ray_ltdd", "DEF")
+_switched_off = False
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Let torch's own operators do everything while the context lasts."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+def suit(map_NCHW: torch.Tensor) -> bool:
+    """Whether the kernels take this map: float32 on a CPU outside autocast, and they could be compiled here."""
+    if _switched_off or map_NCHW.device.type != "cpu" or map_NCHW.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return min(map_NCHW.shape[2:]) >= SMALLEST_MAP and map_NCHW.shape[0] > 0 and _available()
+
+
+def suit_channels(n_in: int, n_out: int) -> bool:
+    """Whether the convolution kernel takes this many input and output channels."""
+    return n_out % BLOCK == 0 and (n_in % BLOCK == 0 or n_in <= MOST_DIRECT_CHANNELS)
+
+
+@torch.compiler.assume_constant_result
+def _available() -> bool:
+    return library() is not None
+
+
+class _Strides(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_long) for name in ("out", "input", "row", "column"))
+
+
+def _strides(weight_OIHW: torch.Tensor, swapped: bool = False) -> _Strides:
+    out, into, row, column = weight_OIHW.stride()
+    return _Strides(into, out, row, column) if swapped else _Strides(out, into, row, column)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    kernels = library()
+    assert kernels is not None  # `suit` has asked
+    getattr(kernels, name)(*map(_as_c, arguments))
+
+
+def _as_c(argument: Any) -> Any:
+    if argument is None or isinstance(argument, torch.Tensor):
+        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    return ctypes.c_long(argument) if isinstance(argument, int) else argument
+
+
+def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as a CPU operator. torch.library.custom_op would do, but imports torch's compiler: seconds at every start."""
+    _LIBRARY.define(schema)
+    name = schema.split("(")[0]
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _LIBRARY.impl(name, function, "CPU")
+        return function
+
+    return register
+
+
+def _last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _map(n: int, channels: int, height: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.empty((n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+@_operator("conv3x3(Tensor map, Tensor weight, Tensor? bias) -> Tensor")
+def _conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    map_NIHW = _last(map_NIHW)
+    (n, n_in, height, width), n_out = map_NIHW.shape, weight_OIHW.shape[0]
+    out = _map(n, n_out, height, width, map_NIHW)
+    size = (n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
+    if n_in <= MOST_DIRECT_CHANNELS:
+        _call("direct", map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, out, *size)
+    else:
+        _call("winograd", map_NIHW, weight_OIHW, _strides(weight_OIHW), ctypes.c_int(0), bias_O, out, *size)
+    return out
+
+
+@torch.library.register_fake("ray_ltdd::conv3x3", lib=_LIBRARY)
+def _(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    n, _, height, width = map_NIHW.shape
+    return _map(n, weight_OIHW.shape[0], height, width, map_NIHW)
+
+
+@_operator("conv3x3_input_gradient(Tensor gradient, Tensor weight) -> Tensor")
+def _input_gradient(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> torch.Tensor:
+    gradient_NOHW = _last(gradient_NOHW)
+    (n, n_out, height, width), n_in = gradient_NOHW.shape, weight_OIHW.shape[1]
+    out = _map(n, n_in, height, width, gradient_NOHW)
+    threads = ctypes.c_int(torch.get_num_threads())
+    if n_in <= MOST_DIRECT_CHANNELS:
+        _call("direct_input", gradient_NOHW, weight_OIHW, _strides(weight_OIHW), out, n, height, width, n_in, n_out, threads)
+    else:
+        turned = (_strides(weight_OIHW, swapped=True), ctypes.c_int(1), None)
+        _call("winograd", gradient_NOHW, weight_OIHW, *turned, out, n, height, width, n_out, n_in, threads)
+    return out
+
+
+@torch.library.register_fake("ray_ltdd::conv3x3_input_gradient", lib=_LIBRARY)
+def _(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> torch.Tensor:
+    n, _, height, width = gradient_NOHW.shape
+    return _map(n, weight_OIHW.shape[1], height, width, gradient_NOHW)
+
+
+@_operator("conv3x3_weight_gradient(Tensor map, Tensor gradient, Tensor weight) -> Tensor")
+def _weight_gradient(map_NIHW: torch.Tensor, gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> torch.Tensor:
+    map_NIHW, gradient_NOHW = _last(map_NIHW), _last(gradient_NOHW)
+    (n, n_in, height, width), n_out = map_NIHW.shape, gradient_NOHW.shape[1]
+    out = torch.empty_like(weight_OIHW)
+    name = "direct_weights" if n_in <= MOST_DIRECT_CHANNELS else "winograd_weights"
+    _call(name, map_NIHW, gradient_NOHW, out, _strides(out), n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
+    return out
+
+
+@torch.library.register_fake("ray_ltdd::conv3x3_weight_gradient", lib=_LIBRARY)
+def _(map_NIHW: torch.Tensor, gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(weight_OIHW)
+
+
+def _keep_convolution(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    map_NIHW, weight_OIHW, _ = inputs
+    ctx.save_for_backward(map_NIHW if ctx.needs_input_grad[1] else None, weight_OIHW)
+
+
+def _convolution_backward(ctx: Any, gradient_NOHW: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    map_NIHW, weight_OIHW = ctx.saved_tensors
+    for_map, for_weight, for_bias = ctx.needs_input_grad
+    return (
+        torch.ops.ray_ltdd.conv3x3_input_gradient(gradient_NOHW, weight_OIHW) if for_map else None,
+        torch.ops.ray_ltdd.conv3x3_weight_gradient(map_NIHW, gradient_NOHW, weight_OIHW) if for_weight else None,
+        gradient_NOHW.sum((0, 2, 3)) if for_bias else None,
+    )
+
+
+torch.library.register_autograd("ray_ltdd::conv3x3", _convolution_backward, setup_context=_keep_convolution, lib=_LIBRARY)
+
+
+def conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    """Convolve with 3x3 filters, stride 1 and padding 1: what torch's conv2d gives, up to about 1e-5 of the largest value.
+
+    Args:
+        map_NIHW: float32, H and W at least 3.
+        weight_OIHW: float32 [O, I, 3, 3]; channels as `suit_channels` has them.
+        bias_O: float32, or None.
+
+    Returns:
+        float32 [N, O, H, W].
+    """
+    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.conv3x3(map_NIHW, weight_OIHW, bias_O)
+    return out_NOHW
+
+
+@_operator("norm_relu_pool(Tensor map, Tensor scale, Tensor shift, float epsilon) -> (Tensor, Tensor, Tensor)")
+def _norm_relu_pool(
+    map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    map_NCHW = _last(map_NCHW)
+    n, channels, height, width = map_NCHW.shape
+    out = _map(n, channels, height // 2, width // 2, map_NCHW)
+    mean_NC, rate_NC = map_NCHW.new_empty(n, channels), map_NCHW.new_empty(n, channels)
+    size = (n, height, width, channels, ctypes.c_int(torch.get_num_threads()))
+    _call("norm_relu_pool", map_NCHW, scale_C.contiguous(), shift_C.contiguous(), ctypes.c_float(epsilon), out, mean_NC, rate_NC, *size)
+    return out, mean_NC, rate_NC
+
+
+@torch.library.register_fake("ray_ltdd::norm_relu_pool", lib=_LIBRARY)
+def _(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    n, channels, height, width = map_NCHW.shape
+    return _map(n, channels, height // 2, width // 2, map_NCHW), map_NCHW.new_empty(n, channels), map_NCHW.new_empty(n, channels)
+
+
+@_operator("norm_relu_pool_gradient(Tensor map, Tensor scale, Tensor shift, Tensor mean, Tensor rate, Tensor gradient) -> (Tensor, Tensor, Tensor)")
+def _norm_relu_pool_gradient(
+    map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, mean_NC: torch.Tensor, rate_NC: torch.Tensor, gradient_NCHW: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    map_NCHW, gradient_NCHW = _last(map_NCHW), _last(gradient_NCHW)
+    n, channels, height, width = map_NCHW.shape
+    out, scale_NC, shift_NC = torch.empty_like(map_NCHW), torch.empty_like(mean_NC), torch.empty_like(mean_NC)
+    kept = (scale_C.contiguous(), shift_C.contiguous(), mean_NC, rate_NC)
+    threads = ctypes.c_int(torch.get_num_threads())
+    _call("norm_relu_pool_backward", map_NCHW, *kept, gradient_NCHW, out, scale_NC, shift_NC, n, height, width, channels, threads)
+    return out, scale_NC.sum(0), shift_NC.sum(0)
+
+
+@torch.library.register_fake("ray_ltdd::norm_relu_pool_gradient", lib=_LIBRARY)
+def _(
+    map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, mean_NC: torch.Tensor, rate_NC: torch.Tensor, gradient_NCHW: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(map_NCHW, memory_format=torch.channels_last), torch.empty_like(scale_C), torch.empty_like(shift_C)
+
+
+def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    map_NCHW, scale_C, shift_C, _ = inputs
+    ctx.save_for_backward(map_NCHW, scale_C, shift_C, output[1], output[2])
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _norm_backward(ctx: Any, gradient_NCHW: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return (*torch.ops.ray_ltdd.norm_relu_pool_gradient(*ctx.saved_tensors, gradient_NCHW), None)
+
+
+torch.library.register_autograd("ray_ltdd::norm_relu_pool", _norm_backward, setup_context=_keep_norm, lib=_LIBRARY)
+
+
+def norm_relu_pool(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Instance norm with scale and shift, ReLU, then 2x2 average pooling (an odd last row or column is left out), reading the map once.
+
+    Args:
+        map_NCHW: float32, C a multiple of 16.
+        scale_C, shift_C: float32.
+        epsilon: added to the variance.
+
+    Returns:
+        float32 [N, C, H // 2, W // 2].
+    """
+    out_NCHW: torch.Tensor = torch.ops.ray_ltdd.norm_relu_pool(map_NCHW, scale_C, shift_C, epsilon)[0]
+    return out_NCHW
