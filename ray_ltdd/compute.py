@@ -40,7 +40,7 @@ class ComputeConfig(Settings):
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="torch.compile; auto compiles stages with enough work to earn it back, and never in float32 on a CPU, where kernels of our own do more",
+        description="torch.compile; auto compiles stages with enough work to earn it back, but none in float32 on a CPU, which has our own kernels",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads torch uses; empty: as many as torch chooses")
 
@@ -60,8 +60,8 @@ class Backend:
     def worth_compiling(self, flops: float) -> bool:
         """Whether `flops` floating-point operations earn compilation back, or the settings force it.
 
-        Where this package's kernels do the work there is little left to compile: on 2 cores with AVX2 training gains 2 % (ConvNet-3), loses 12 to 15 %
-        (VGG-11, AlexNet, a ConvNet with batch norm) or gains 14 % (ResNet-32) from what takes 10 to 60 seconds.
+        Where this package's kernels do the work there is little left to compile: on 2 cores with AVX2 training gains 2 % (ConvNet-3), loses 12 to
+        15 % (VGG-11, AlexNet, a ConvNet with batch norm) or gains 14 % (ResNet-32) from what takes 10 to 60 seconds.
         """
         if self.compiles != "auto" or self._own_kernels():
             return self.compiles == "on"

@@ -93,6 +93,12 @@ class ExperimentConfig(Settings):
             merged["more_teachers"] = [_with_training(expert, common) if isinstance(expert, dict) else expert for expert in more]
         return merged
 
+    @model_validator(mode="after")
+    def _observer_is_taught_by_labels(self) -> "ExperimentConfig":
+        if self.observer.taught_by:
+            raise ValueError("observer.taught_by: the observer cannot teach itself; leave it empty, and set teacher.taught_by=observer instead")
+        return self
+
     @property
     def teachers(self) -> tuple[ExpertConfig, ...]:
         """The teacher and all further ones."""

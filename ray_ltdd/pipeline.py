@@ -8,6 +8,7 @@ from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.executor import Executor
 from ray_ltdd.sharding import work_units
 from ray_ltdd.stages.calibrate import check_layers
+from ray_ltdd.stages.experts import ExpertConfig
 from ray_ltdd.tasks import distil as distilling
 from ray_ltdd.tasks import recovery
 from ray_ltdd.tasks import students as testing
@@ -68,11 +69,19 @@ def distil(
 
 
 def train_experts(config: ExperimentConfig, bench: Workbench, executor: Executor) -> list[TrainedExpert]:
-    """Stage 1: the observer, then the teachers. Experts with equal settings are one."""
-    wanted = [config.observer, *config.teachers]
-    by_digest = {task.key.digest: task for task in (distilling.expert_task(config, bench, expert) for expert in wanted)}
-    trained = dict(zip(by_digest, executor.compute("Experts", list(by_digest.values())), strict=True))
-    return [TrainedExpert(trained[distilling.expert_task(config, bench, expert).key.digest], expert.model) for expert in wanted]
+    """Stage 1: the observer, then the teachers. Experts with equal settings are one; those the observer teaches come after it."""
+
+    def train(wanted: Sequence[ExpertConfig], guide: TrainedExpert | None) -> list[TrainedExpert]:
+        tasks = [distilling.expert_task(config, bench, expert, guide) for expert in wanted]
+        by_digest = {task.key.digest: task for task in tasks}
+        trained = dict(zip(by_digest, executor.compute("Experts", list(by_digest.values())), strict=True))
+        return [TrainedExpert(trained[task.key.digest], expert.model) for task, expert in zip(tasks, wanted, strict=True)]
+
+    taught = [expert for expert in config.teachers if expert.taught_by]
+    observer, *others = train([config.observer, *(expert for expert in config.teachers if not expert.taught_by)], None)
+    assistants = iter(train(taught, observer) if taught else ())
+    remaining = iter(others)
+    return [observer, *(next(assistants if expert.taught_by else remaining) for expert in config.teachers)]
 
 
 def recover_waves(

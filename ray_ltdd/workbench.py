@@ -22,7 +22,7 @@ from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import Expert, build_expert
 from ray_ltdd.models.monitor import MonitorKind
 from ray_ltdd.stages.relabel import mean_logits
-from ray_ltdd.stages.select_crops import Logits
+from ray_ltdd.stages.scoring import Logits
 from ray_ltdd.statistics.observe import Observation, observing
 
 Part = Literal["train", "validation", "test"]

@@ -26,7 +26,7 @@ class Conv3x3(nn.Conv2d):
 
 
 def use_own_kernels(module: nn.Module) -> None:
-    """Replace every 3x3 convolution of stride 1 and padding 1 inside `module` by the same with this package's kernels; weights stay the same tensors."""
+    """Replace every 3x3 convolution of stride 1 and padding 1 inside `module` by the same with this package's kernels; the weights stay its own."""
     for name, child in module.named_children():
         if type(child) is nn.Conv2d and _same_form(child):
             # on no device, where drawing initial weights does not move the random generator that later layers draw theirs from

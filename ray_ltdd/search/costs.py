@@ -59,6 +59,11 @@ class _Store:
         count_K = self.counts[split][1]
         return sum(count_K if classes is None else (count_K[k] for k in classes))
 
+    def guide(self, manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Settings of the expert that taught the one of `manifest`, if one did."""
+        digest = manifest["upstream"].get("guide")
+        return self.artifacts[digest].manifest["settings"] if digest else None
+
     def image_shape(self, digest: str) -> list[int]:
         with safe_open(self.artifacts[digest].folder / PAYLOAD, framework="numpy") as file:
             return [int(n) for n in file.get_slice("image").get_shape()]
@@ -98,7 +103,7 @@ def stored_experts(store: Path, data_root: str | Path) -> set[str]:
         facts = artifact.manifest
         split = facts["upstream"].get("split")
         if facts["stage"] == "experts" and split in known.counts:
-            signatures.add(expert_signature(known.dataset(split), splits[split], facts["settings"], facts["seed"]))
+            signatures.add(expert_signature(known.dataset(split), splits[split], facts["settings"], facts["seed"], known.guide(facts)))
     return signatures
 
 
@@ -143,7 +148,9 @@ def _count(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, i
 def _expert(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
     split, training = manifest["upstream"]["split"], manifest["settings"]["training"]
     n_steps = max(known.n_train(split) // training["batch_size"], 1)
-    kind = CostKind("experts", known.dataset(split), network_name(manifest["settings"]["model"]))
+    guide = known.guide(manifest)
+    networks = [manifest["settings"]["model"], *([guide["model"]] if guide else [])]
+    kind = CostKind("experts", known.dataset(split), network_name(*networks))
     return kind, 2 * training["batch_size"] * n_steps * training["epochs"], 1
 
 

@@ -73,9 +73,9 @@ def network_name(*models: ModelConfig | Mapping[str, Any]) -> str:
     return " + ".join(json.dumps(model.model_dump() if isinstance(model, ModelConfig) else dict(model), sort_keys=True) for model in models)
 
 
-def expert_signature(dataset: str, split: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> str:
-    """Return a text that is equal for equal experts, planned or stored: dataset and size, the split's settings, the artifact's settings, seed."""
-    return json.dumps([dataset, split, settings, seed], sort_keys=True)
+def expert_signature(dataset: str, split: Mapping[str, Any], settings: Mapping[str, Any], seed: int, guide: Mapping[str, Any] | None = None) -> str:
+    """Return a text that is equal for equal experts, planned or stored: dataset and size, the split's settings, its own and its guide's, seed."""
+    return json.dumps([dataset, split, settings, seed, guide], sort_keys=True)
 
 
 def stage_runs(config: ExperimentConfig, count_K: np.ndarray) -> list[StageRun]:
@@ -105,7 +105,8 @@ class _Asked:
 
     def all(self) -> Sequence[StageRun]:
         config = self._config
-        observer, teachers = self._expert(config.observer), [self._expert(teacher) for teacher in config.teachers]
+        observer = self._expert(config.observer)
+        teachers = [self._expert(teacher, observer if teacher.taught_by else None) for teacher in config.teachers]
         experts = list({run.identity: run for run in (observer, *teachers)}.values())
         taught = [run.identity for run in teachers]
         crops = self._crops(taught)
@@ -127,18 +128,18 @@ class _Asked:
     def _teachers(self) -> list[ModelConfig]:
         return [teacher.model for teacher in self._config.teachers]
 
-    def _expert(self, expert: ExpertConfig) -> StageRun:
+    def _expert(self, expert: ExpertConfig, guide: StageRun | None = None) -> StageRun:
         training, n_workers = expert.training, self._config.cluster.expert_workers
         n_images = 2 * training.batch_size * max(self._n_train // training.batch_size, 1) * training.epochs
-        settings = {
-            "model": expert.model.model_dump(mode="json"),
-            "training": training.model_dump(mode="json", exclude={"accuracy_floor"}),
-            "member": expert.member,
-            "compute": self._numerics,
-            **({"workers": n_workers} if n_workers > 1 else {}),
-        }
-        signature = expert_signature(self._data, self._config.split.model_dump(mode="json"), settings, self._config.seed)
-        return replace(self._run("experts", n_images, 1, [self._split], settings, networks=[expert.model]), signature=signature)
+        alike = {"compute": self._numerics, **({"workers": n_workers} if n_workers > 1 else {})}
+        settings = {**expert.outcome(), **alike}
+        networks, upstream, of_guide = [expert.model], [self._split], None
+        if guide is not None:
+            networks, upstream = [*networks, self._config.observer.model], [*upstream, guide.identity]
+            of_guide = {**self._config.observer.outcome(), **alike}
+        split = self._config.split.model_dump(mode="json")
+        signature = expert_signature(self._data, split, settings, self._config.seed, of_guide)
+        return replace(self._run("experts", n_images, 1, upstream, settings, networks=networks), signature=signature)
 
     def _calibrated(self, observer: StageRun) -> list[StageRun]:
         config = self._config.calibrate

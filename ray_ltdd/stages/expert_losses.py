@@ -47,6 +47,11 @@ def mixed_cross_entropy(
     return (lambda_N * first + (1 - lambda_N) * second).mean()
 
 
+def imitation_loss(logit_NK: torch.Tensor, guide_logit_NK: torch.Tensor) -> torch.Tensor:
+    """Mean over images and classes of the squared distance to the logits of the expert that is imitated."""
+    return F.mse_loss(logit_NK.float(), guide_logit_NK.float())
+
+
 def debiased_share(step: int, n_steps: int) -> float:
     """alpha = (t/T)^2 of Eq. 6, advanced per step: 0 at the first step, 1 at the last."""
     return (step / max(n_steps - 1, 1)) ** 2

@@ -1,6 +1,7 @@
 """Stage 1: train an expert (observer or teacher) on the long-tailed set without its bias (Eq. 5-7).
 
     L = robust_weight * L_robust + debias_weight * (alpha * CE_weighted(debiased head) + (1 - alpha) * CE(plain head))
+        + imitation_weight * |logits - logits of the expert it is taught by|^2 / K, for a teacher that is taught by the observer
 
 on two mixed views of two batches, one drawn uniformly over images, one by a class-weighted sampler: view 1 their mixup, view 2 their CutMix.
 
@@ -10,6 +11,7 @@ Legend: N images, B batch of each stream, K classes, S steps of an epoch.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,11 +27,11 @@ from ray_ltdd.models.ema import ExponentialAverage
 from ray_ltdd.models.expert import Expert
 from ray_ltdd.seeding import derive_seed, generator, seed_dropout
 from ray_ltdd.settings import Settings
-from ray_ltdd.stages.expert_losses import debiased_share, inverse_frequency_weights, mixed_cross_entropy, robust_loss
+from ray_ltdd.stages.expert_losses import debiased_share, imitation_loss, inverse_frequency_weights, mixed_cross_entropy, robust_loss
 from ray_ltdd.stages.optimize import cosine_with_warmup, load_training_state, set_rate, training_state
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.ranks import SOLO, Ranks
-from ray_ltdd.stages.scoring import predict
+from ray_ltdd.stages.scoring import Logits, predict
 
 VERSION = 1
 
@@ -53,6 +55,11 @@ class ExpertTraining(Settings):
     class_weight_exponent: float = Field(0.35, ge=0, le=3, description="q: classes weigh n_c^-q in the weighted cross-entropy")
     logit_adjustment: float = Field(0.0, ge=0, le=3, description="tau: both cross-entropies see logits plus tau times the log class prior")
     sampler_exponent: float = Field(1.0, ge=0, le=2, description="the second stream draws an image of class c with weight n_c^-this; 0 is uniform")
+    imitation_weight: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the squared error to the logits of the expert it is taught by, on the same mixed views; for `taught_by` only",
+    )
     mixup_alpha: float = Field(
         0.5,
         gt=0,
@@ -75,11 +82,29 @@ class ExpertConfig(Settings):
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="the encoder")
     training: ExpertTraining = Field(default_factory=ExpertTraining, description="overrides of `experts`, value by value")
+    taught_by: Literal["observer"] | None = Field(
+        None,
+        description="of teachers: it learns the observer's logits besides the labels. Few images teach a student best through a teacher of its own "
+        "architecture, and such a one learns more from a stronger observer than from labels alone; empty: labels alone",
+    )
     member: int = Field(
         0,
         ge=0,
         description="number of this expert among others of the same settings; another number gives another seed",
     )
+
+    def outcome(self) -> dict[str, Any]:
+        """The settings its weights depend on, as plain data.
+
+        The floor is none of them: it decides whether a trained expert is accepted, and who lowers it goes on from the last checkpoint.
+        """
+        idle = {"accuracy_floor"} if self.taught_by else {"accuracy_floor", "imitation_weight"}
+        settings = {
+            "model": self.model.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json", exclude=idle),
+            "member": self.member,
+        }
+        return settings | ({"taught_by": self.taught_by} if self.taught_by else {})
 
 
 @dataclass
@@ -101,6 +126,7 @@ def train_expert(
     slot: CheckpointSlot,
     advance: Advance = silent,
     ranks: Ranks = SOLO,
+    guide: Logits | None = None,
 ) -> Payload:
     """Train `expert` in place and return its weights.
 
@@ -121,6 +147,7 @@ def train_expert(
         slot: where resumable state goes, at ends of epochs; read by all processes, written by the first.
         advance: told the images done, those of all processes; called by the first.
         ranks: this process among those that train the expert.
+        guide: the logits that are imitated, as a function of images; None: none are.
 
     Raises:
         InputError: the loss became NaN or infinite, or the expert is near chance on its own training images, or `ranks` cannot share a batch
@@ -155,7 +182,8 @@ def train_expert(
             t = epoch * n_steps + step
             seed_dropout(expert, ranks.seed(seed), t)
             views = draw_views(config, bank, draws, step, rng, ranks)
-            loss = loss_of(*views, torch.tensor(debiased_share(t, n_all), device=backend.device))
+            alpha = torch.tensor(debiased_share(t, n_all), device=backend.device)
+            loss = loss_of(*views, alpha, *(() if guide is None else (guide(views[0]),)))
             loss.backward()
             if config.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(expert.parameters(), config.gradient_clip)
@@ -225,8 +253,11 @@ def expert_loss(
 ) -> Callable[..., torch.Tensor]:
     """Return the loss of Eq. 7 as a function of (view_NCHW, first_N, second_N, lambda_N, alpha) that can be compiled.
 
-    Without debiasing it is the plain cross-entropy of the head that is used afterwards.
+    Without debiasing it is the plain cross-entropy of the head that is used afterwards. A sixth argument, guide_logit_NK, is imitated besides.
     """
+
+    def imitation(logit_NK: torch.Tensor, guide_logit_NK: torch.Tensor | None) -> torch.Tensor | float:
+        return 0.0 if guide_logit_NK is None else config.imitation_weight * imitation_loss(logit_NK, guide_logit_NK)
 
     def debiased(
         view_NCHW: torch.Tensor,
@@ -234,6 +265,7 @@ def expert_loss(
         second_N: torch.Tensor,
         lambda_N: torch.Tensor,
         alpha: torch.Tensor,
+        guide_logit_NK: torch.Tensor | None = None,
     ) -> torch.Tensor:
         with backend.autocast():
             output = expert.heads(view_NCHW)
@@ -242,12 +274,20 @@ def expert_loss(
         weighted = mixed_cross_entropy(output.debiased_logit_NK + adjustment_K, first_N, second_N, lambda_N, weight_K)
         plain = mixed_cross_entropy(output.plain_logit_NK + adjustment_K, first_N, second_N, lambda_N)
         debias = alpha * weighted + (1 - alpha) * plain
-        return config.robust_weight * robust_loss(p_1, z_1, p_2, z_2) + config.debias_weight * debias
+        eq_7 = config.robust_weight * robust_loss(p_1, z_1, p_2, z_2) + config.debias_weight * debias
+        return eq_7 + imitation(output.debiased_logit_NK, guide_logit_NK)
 
-    def plain(view_NCHW: torch.Tensor, first_N: torch.Tensor, second_N: torch.Tensor, lambda_N: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def plain(
+        view_NCHW: torch.Tensor,
+        first_N: torch.Tensor,
+        second_N: torch.Tensor,
+        lambda_N: torch.Tensor,
+        _: torch.Tensor,
+        guide_logit_NK: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         with backend.autocast():
             logit_NK = expert(view_NCHW)
-        return mixed_cross_entropy(logit_NK + adjustment_K, first_N, second_N, lambda_N)
+        return mixed_cross_entropy(logit_NK + adjustment_K, first_N, second_N, lambda_N) + imitation(logit_NK, guide_logit_NK)
 
     return debiased if config.debias else plain
 

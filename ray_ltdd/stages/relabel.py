@@ -19,7 +19,8 @@ from ray_ltdd.compute import Backend
 from ray_ltdd.data.bank import ImageBank, padded_batches
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.progress import Advance, silent
-from ray_ltdd.stages.select_crops import BATCH_SIZE, Logits
+from ray_ltdd.stages.scoring import Logits
+from ray_ltdd.stages.select_crops import BATCH_SIZE
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch
 
 VERSION = 2

@@ -3,11 +3,16 @@
 Legend: N images, B batch, K classes.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from ray_ltdd.compute import Backend
 from ray_ltdd.data.bank import ImageBank, padded_batches
 from ray_ltdd.stages.progress import Advance, silent
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+"""A frozen network, or several, as a function from images in [0, 1] to float32 logits."""
 
 BATCH_SIZE = 250
 """Images per forward pass: enough to fill 2 cores or a GPU, small enough for 224 pixels."""

@@ -7,7 +7,7 @@ them, else all are taken. So no image appears twice before every image has appea
 Legend: N images of a class, M crops of each, K classes, C H W.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -21,12 +21,10 @@ from ray_ltdd.data.bank import ImageBank, padded_batches
 from ray_ltdd.seeding import generator
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.progress import Advance, silent
+from ray_ltdd.stages.scoring import Logits
 
 VERSION = 1
 BATCH_SIZE = 256
-
-Logits = Callable[[torch.Tensor], torch.Tensor]
-"""From images [N, C, H, W] in [0, 1] to logits, float32 [N, K]."""
 
 
 class SelectCropsConfig(Settings):

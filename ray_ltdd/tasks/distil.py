@@ -14,24 +14,29 @@ from ray_ltdd.tasks.keys import joint_digest, key, span
 from ray_ltdd.workbench import TrainedExpert, Workbench
 
 
-def expert_task(config: ExperimentConfig, bench: Workbench, expert: experts.ExpertConfig) -> Task:
+def expert_task(config: ExperimentConfig, bench: Workbench, expert: experts.ExpertConfig, guide: TrainedExpert | None = None) -> Task:
     """Stage 1. Two roles with equal settings have equal keys: one expert serves both.
+
+    Args:
+        config, bench: of the run.
+        expert: its settings.
+        guide: the trained expert it is taught by, where it is.
 
     Raises:
         InputError: `cluster.expert_workers` cannot share a batch equally.
     """
     n_workers, n_train = config.cluster.expert_workers, len(bench.split.train_index_N)
     Ranks(0, n_workers).require_equal_shares(min(expert.training.batch_size, n_train))
-    # the floor decides whether a trained expert is accepted, not what it learns: who lowers it goes on from the last checkpoint
-    training = expert.training.model_dump(mode="json", exclude={"accuracy_floor"})
-    settings = {"model": expert.model, "training": training, "member": expert.member}
+    settings, upstream = expert.outcome(), {"split": bench.split.fingerprint}
     if n_workers > 1:
         settings["workers"] = n_workers
-    stage_key = key(config, "experts", experts.VERSION, settings, {"split": bench.split.fingerprint})
+    if guide is not None:
+        upstream["guide"] = guide.artifact.digest
+    stage_key = key(config, "experts", experts.VERSION, settings, upstream)
     n_steps = max(n_train // expert.training.batch_size, 1)
     n_images = 2 * expert.training.batch_size * n_steps * expert.training.epochs
     seed = derive_seed(config.seed, "experts", expert.member)
-    inputs = {"model": expert.model, "training": expert.training, "seed": seed}
+    inputs = {"model": expert.model, "training": expert.training, "seed": seed, "guide": guide}
     return Task(stage_key, run_expert, inputs, n_images, f"expert {expert.model.label}", n_workers)
 
 
@@ -42,12 +47,14 @@ def run_expert(
     model: ModelConfig,
     training: experts.ExpertTraining,
     seed: int,
+    guide: TrainedExpert | None,
     ranks: Ranks = SOLO,
 ) -> Payload:
     """Train one expert, alone or as one of the processes `ranks`."""
     bench.backend.forget()
-    expert = bench.new_expert(model, derive_seed(seed, "expert-weights"))
-    return experts.train_expert(training, expert, bench.bank("train"), bench.count_K, bench.backend, seed, slot, advance, ranks)
+    expert, bank = bench.new_expert(model, derive_seed(seed, "expert-weights")), bench.bank("train")
+    imitated = None if guide is None else bench.teacher([guide], 2 * len(bank) * training.epochs)
+    return experts.train_expert(training, expert, bank, bench.count_K, bench.backend, seed, slot, advance, ranks, imitated)
 
 
 def moments_task(config: ExperimentConfig, bench: Workbench, observer: TrainedExpert, classes: tuple[int, ...]) -> Task:

@@ -12,8 +12,9 @@ from ray_ltdd.data.groups import shot_groups
 from ray_ltdd.executor import Task
 from ray_ltdd.models.expert import build_student
 from ray_ltdd.seeding import derive_seed
-from ray_ltdd.stages import evaluate, relabel, select_crops
+from ray_ltdd.stages import evaluate, relabel
 from ray_ltdd.stages.progress import Advance
+from ray_ltdd.stages.scoring import Logits
 from ray_ltdd.stages.views import n_batches, n_views
 from ray_ltdd.tasks.keys import joint_digest, key
 from ray_ltdd.workbench import Part, TrainedExpert, Workbench, bank_of
@@ -91,7 +92,7 @@ def views_seed(seed: int) -> int:
     return derive_seed(seed, "relabel")
 
 
-def _teacher(bench: Workbench, settings: relabel.RelabelConfig, teachers: Sequence[TrainedExpert], n_passes: int) -> select_crops.Logits:
+def _teacher(bench: Workbench, settings: relabel.RelabelConfig, teachers: Sequence[TrainedExpert], n_passes: int) -> Logits:
     correction_K = relabel.prior_correction(bench.count_K, settings.tau).to(bench.backend.device)
     return relabel.calibrated(bench.teacher(teachers, n_passes), correction_K)
 
