@@ -39,7 +39,7 @@ typedef struct {
 
 /* ---- memory that a thread keeps between calls: asking the system for megabytes at every step costs page faults ---- */
 
-enum { N_BUFFERS = 3 };
+enum { N_BUFFERS = 6 };
 
 static float *scratch(int which, size_t floats) {
     static __thread float *buffer[N_BUFFERS];
@@ -149,7 +149,7 @@ INLINE void weight_adjoint_1d(const vec *u, int step, vec *r, int r_step) {
     r[2 * r_step] = (far_sum - sum) * (1.f / 6) + u[5 * step];
 }
 
-/* u[frequency][panel of O][I][PANEL] of weights; `turned` for the gradient of the input: filters rotated by half a turn (in and out are swapped by
+/* u[panel of O][frequency][I][PANEL] of weights; `turned` for the gradient of the input: filters rotated by half a turn (in and out are swapped by
  * the caller's strides). */
 static void transform_weights(const float *w, Strides at, long n_in, long n_out, int turned, float *u, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
@@ -164,7 +164,7 @@ static void transform_weights(const float *w, Strides at, long n_in, long n_out,
                             filter[3 * r + s][lane] = from[lane * at.out + (turned ? 2 - r : r) * at.row + (turned ? 2 - s : s) * at.column];
                 for (int s = 0; s < 3; s++) weight_1d(filter + s, 3, half + s, 3);
                 for (int r = 0; r < 6; r++) weight_1d(half + 3 * r, 1, whole + 6 * r, 1);
-                for (int f = 0; f < FREQUENCIES; f++) STORE(u + ((f * (n_out / PANEL) + panel) * n_in + i) * PANEL + v * LANES, whole[f]);
+                for (int f = 0; f < FREQUENCIES; f++) STORE(u + ((panel * FREQUENCIES + f) * n_in + i) * PANEL + v * LANES, whole[f]);
             }
 }
 
@@ -216,7 +216,7 @@ void winograd(const float *x, const float *w, Strides at, int turned, const floa
     transform_weights(w, at, n_in, n_out, turned, u, threads);
 #pragma omp parallel num_threads(threads)
     {
-        float *v = scratch(1, FREQUENCIES * BLOCK * n_in + n_in), *m = scratch(2, FREQUENCIES * BLOCK * n_out);
+        float *v = scratch(1, FREQUENCIES * BLOCK * n_in + n_in), *m = scratch(2, FREQUENCIES * BLOCK * PANEL);
         float *zeros = v + FREQUENCIES * BLOCK * n_in;
         memset(zeros, 0, n_in * sizeof(float));
 #pragma omp for schedule(static)
@@ -228,20 +228,22 @@ void winograd(const float *x, const float *w, Strides at, int turned, const floa
                 gather(x, tile.n, tile.y - 1, tile.x - 1, 6, height, width, n_in, zeros, from);
                 transform_input(from, n_in, v + t * n_in, BLOCK * n_in);
             }
-            for (int f = 0; f < FREQUENCIES; f++)
-                for (long o = 0; o < n_out; o += PANEL)
-                    product(count, n_in, v + f * BLOCK * n_in, n_in, u + (f * n_out + o) * n_in, m + f * BLOCK * n_out + o, n_out, NULL);
-            for (long t = 0; t < count; t++) {
-                Tile tile = tile_at(first + t, rows, columns);
-                for (long c = 0; c < n_out; c += LANES) {
-                    vec all[FREQUENCIES], half[24], out[16];
-                    for (int f = 0; f < FREQUENCIES; f++) all[f] = LOAD(m + (f * BLOCK + t) * n_out + c);
-                    for (int j = 0; j < 6; j++) output_1d(all + j, 6, half + j, 6);
-                    for (int i = 0; i < 4; i++) output_1d(half + 6 * i, 1, out + 4 * i, 1);
-                    vec shift = bias ? LOAD(bias + c) : (vec){0};
-                    for (int i = 0; i < 4 && tile.y + i < height; i++)
-                        for (int j = 0; j < 4 && tile.x + j < width; j++)
-                            STORE(y + ((tile.n * height + tile.y + i) * width + tile.x + j) * n_out + c, out[4 * i + j] + shift);
+            /* panel by panel, so that the products stay in a near cache and the weights are one long stream */
+            for (long o = 0; o < n_out; o += PANEL) {
+                for (int f = 0; f < FREQUENCIES; f++)
+                    product(count, n_in, v + f * BLOCK * n_in, n_in, u + (o * FREQUENCIES + f * PANEL) * n_in, m + f * BLOCK * PANEL, PANEL, NULL);
+                for (long t = 0; t < count; t++) {
+                    Tile tile = tile_at(first + t, rows, columns);
+                    for (long c = 0; c < PANEL; c += LANES) {
+                        vec all[FREQUENCIES], half[24], out[16];
+                        for (int f = 0; f < FREQUENCIES; f++) all[f] = LOAD(m + (f * BLOCK + t) * PANEL + c);
+                        for (int j = 0; j < 6; j++) output_1d(all + j, 6, half + j, 6);
+                        for (int i = 0; i < 4; i++) output_1d(half + 6 * i, 1, out + 4 * i, 1);
+                        vec shift = bias ? LOAD(bias + o + c) : (vec){0};
+                        for (int i = 0; i < 4 && tile.y + i < height; i++)
+                            for (int j = 0; j < 4 && tile.x + j < width; j++)
+                                STORE(y + ((tile.n * height + tile.y + i) * width + tile.x + j) * n_out + o + c, out[4 * i + j] + shift);
+                    }
                 }
             }
         }
@@ -317,13 +319,49 @@ INLINE void gather_patches(const float *x, long first, long count, long height, 
     }
 }
 
-void direct(const float *x, const float *w, Strides at, const float *bias, float *y, long n, long height, long width, long n_in, long n_out,
-            int threads) {
-    long depth = 9 * n_in, pixels = n * height * width;
+/* The weights as panels of output channels, [panel][9 I][PANEL]. */
+static float *pack(const float *w, Strides at, long n_in, long n_out) {
+    long depth = 9 * n_in;
     float *packed = scratch(0, depth * n_out);
     for (long o = 0; o < n_out; o++)
         for (long k = 0; k < depth; k++)
             packed[(o / PANEL * depth + k) * PANEL + o % PANEL] = w[o * at.out + k % n_in * at.in + k / n_in / 3 * at.row + k / n_in % 3 * at.column];
+    return packed;
+}
+
+/* The weights as panels of the 9 I inputs, filled up with zeros, [panel][O][PANEL]. */
+static float *pack_turned(const float *w, Strides at, long n_in, long n_out) {
+    long depth = 9 * n_in, padded = (depth + PANEL - 1) / PANEL * PANEL;
+    float *packed = scratch(3, padded * n_out);
+    memset(packed, 0, padded * n_out * sizeof(float));
+    for (long k = 0; k < depth; k++)
+        for (long o = 0; o < n_out; o++)
+            packed[(k / PANEL * n_out + o) * PANEL + k % PANEL] = w[o * at.out + k % n_in * at.in + k / n_in / 3 * at.row + k / n_in % 3 * at.column];
+    return packed;
+}
+
+/* The gradient of one image from that of its convolved map. */
+static void image_gradient(const float *dy, const float *turned, float *dx, long height, long width, long n_in, long n_out) {
+    long depth = 9 * n_in, padded = (depth + PANEL - 1) / PANEL * PANEL;
+    float *patches = scratch(5, PIXELS * padded);
+    memset(dx, 0, height * width * n_in * sizeof(float));
+    for (long first = 0; first < height * width; first += PIXELS) {
+        long count = height * width - first < PIXELS ? height * width - first : PIXELS;
+        for (long k = 0; k < padded; k += PANEL) product(count, n_out, dy + first * n_out, n_out, turned + k * n_out, patches + k, padded, NULL);
+        for (long p = 0; p < count; p++) {
+            long y = (first + p) / width, c = (first + p) % width;
+            for (int r = -1; r <= 1; r++)
+                for (int s = -1; s <= 1; s++)
+                    if (y + r >= 0 && y + r < height && c + s >= 0 && c + s < width)
+                        for (long i = 0; i < n_in; i++) dx[((y + r) * width + c + s) * n_in + i] += patches[p * padded + (3 * (r + 1) + s + 1) * n_in + i];
+        }
+    }
+}
+
+void direct(const float *x, const float *w, Strides at, const float *bias, float *y, long n, long height, long width, long n_in, long n_out,
+            int threads) {
+    long depth = 9 * n_in, pixels = n * height * width;
+    float *packed = pack(w, at, n_in, n_out);
 #pragma omp parallel num_threads(threads)
     {
         float *patches = scratch(1, PIXELS * depth);
@@ -357,34 +395,10 @@ void direct_weights(const float *x, const float *dy, float *dw, Strides at, long
 }
 
 void direct_input(const float *dy, const float *w, Strides at, float *dx, long n, long height, long width, long n_in, long n_out, int threads) {
-    long depth = 9 * n_in, padded = (depth + PANEL - 1) / PANEL * PANEL;
-    float *packed = scratch(0, padded * n_out);
-    memset(packed, 0, padded * n_out * sizeof(float));
-    for (long k = 0; k < depth; k++)
-        for (long o = 0; o < n_out; o++)
-            packed[(k / PANEL * n_out + o) * PANEL + k % PANEL] = w[o * at.out + k % n_in * at.in + k / n_in / 3 * at.row + k / n_in % 3 * at.column];
-#pragma omp parallel num_threads(threads)
-    {
-        float *patches = scratch(1, PIXELS * padded);
-#pragma omp for schedule(static)
-        for (long image = 0; image < n; image++) {
-            float *to = dx + image * height * width * n_in;
-            memset(to, 0, height * width * n_in * sizeof(float));
-            for (long first = 0; first < height * width; first += PIXELS) {
-                long count = height * width - first < PIXELS ? height * width - first : PIXELS;
-                for (long k = 0; k < padded; k += PANEL)
-                    product(count, n_out, dy + (image * height * width + first) * n_out, n_out, packed + k * n_out, patches + k, padded, NULL);
-                for (long p = 0; p < count; p++) {
-                    long y = (first + p) / width, c = (first + p) % width;
-                    for (int r = -1; r <= 1; r++)
-                        for (int s = -1; s <= 1; s++)
-                            if (y + r >= 0 && y + r < height && c + s >= 0 && c + s < width)
-                                for (long i = 0; i < n_in; i++)
-                                    to[((y + r) * width + c + s) * n_in + i] += patches[p * padded + (3 * (r + 1) + s + 1) * n_in + i];
-                }
-            }
-        }
-    }
+    float *turned = pack_turned(w, at, n_in, n_out);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long image = 0; image < n; image++)
+        image_gradient(dy + image * height * width * n_out, turned, dx + image * height * width * n_in, height, width, n_in, n_out);
 }
 
 /* `value` where `z` is above zero or no number, else zero: a network that has become NaN must not look healthy. */
@@ -394,75 +408,151 @@ INLINE vec where_positive(vec z, vec value) {
 
 /* ---- instance norm, ReLU and 2x2 average pooling in one: the map is read from memory once ---- */
 
-void norm_relu_pool(const float *x, const float *scale, const float *shift, float epsilon, float *y, float *mean, float *rate, long n, long height,
-                    long width, long channels, int threads) {
+typedef struct {
+    const float *scale, *shift;
+    float epsilon;
+} Norm;
+
+static void normalise(const float *map, Norm norm, float *y, float *m, float *s, long height, long width, long channels) {
     long area = height * width;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < n; image++) {
-        const float *map = x + image * area * channels;
-        float *m = mean + image * channels, *s = rate + image * channels;
-        memset(m, 0, channels * sizeof(float));
-        memset(s, 0, channels * sizeof(float));
-        for (long p = 0; p < area; p++)
-            for (long c = 0; c < channels; c += LANES) STORE(m + c, LOAD(m + c) + LOAD(map + p * channels + c));
-        for (long c = 0; c < channels; c++) m[c] /= area;
-        for (long p = 0; p < area; p++)
+    memset(m, 0, channels * sizeof(float));
+    memset(s, 0, channels * sizeof(float));
+    for (long p = 0; p < area; p++)
+        for (long c = 0; c < channels; c += LANES) STORE(m + c, LOAD(m + c) + LOAD(map + p * channels + c));
+    for (long c = 0; c < channels; c++) m[c] /= area;
+    for (long p = 0; p < area; p++)
+        for (long c = 0; c < channels; c += LANES) {
+            vec off = LOAD(map + p * channels + c) - LOAD(m + c);
+            STORE(s + c, LOAD(s + c) + off * off);
+        }
+    for (long c = 0; c < channels; c++) s[c] = 1 / __builtin_sqrtf(s[c] / area + norm.epsilon);
+    for (long i = 0; i < height / 2; i++)
+        for (long j = 0; j < width / 2; j++) {
+            const float *from = map + (2 * i * width + 2 * j) * channels;
+            float *to = y + (i * (width / 2) + j) * channels;
             for (long c = 0; c < channels; c += LANES) {
-                vec off = LOAD(map + p * channels + c) - LOAD(m + c);
-                STORE(s + c, LOAD(s + c) + off * off);
-            }
-        for (long c = 0; c < channels; c++) s[c] = 1 / __builtin_sqrtf(s[c] / area + epsilon);
-        for (long i = 0; i < height / 2; i++)
-            for (long j = 0; j < width / 2; j++) {
-                const float *from = map + (2 * i * width + 2 * j) * channels;
-                float *to = y + ((image * (height / 2) + i) * (width / 2) + j) * channels;
-                for (long c = 0; c < channels; c += LANES) {
-                    vec factor = LOAD(s + c) * LOAD(scale + c), offset = LOAD(shift + c) - LOAD(m + c) * factor, sum = {0};
-                    for (int q = 0; q < 4; q++) {
-                        vec z = LOAD(from + ((q / 2) * width + q % 2) * channels + c) * factor + offset;
-                        sum += where_positive(z, z);
-                    }
-                    STORE(to + c, sum * 0.25f);
+                vec factor = LOAD(s + c) * LOAD(norm.scale + c), offset = LOAD(norm.shift + c) - LOAD(m + c) * factor, sum = {0};
+                for (int q = 0; q < 4; q++) {
+                    vec z = LOAD(from + ((q / 2) * width + q % 2) * channels + c) * factor + offset;
+                    sum += where_positive(z, z);
                 }
+                STORE(to + c, sum * 0.25f);
             }
-    }
+        }
+}
+
+/* dx may be the map itself. ds and db are the gradients of scale and shift. */
+static void normalise_backward(const float *map, Norm norm, const float *m, const float *s, const float *dy, float *dx, float *ds, float *db, long height,
+                               long width, long channels) {
+    long area = height * width;
+    memset(ds, 0, channels * sizeof(float));
+    memset(db, 0, channels * sizeof(float));
+    for (int pass = 0; pass < 2; pass++)
+        for (long i = 0; i < height / 2 + (pass && height % 2); i++)
+            for (long j = 0; j < width / 2 + (pass && width % 2); j++)
+                for (long c = 0; c < channels; c += LANES) {
+                    int pooled = i < height / 2 && j < width / 2;
+                    vec factor = LOAD(s + c) * LOAD(norm.scale + c), offset = LOAD(norm.shift + c) - LOAD(m + c) * factor, g = {0};
+                    if (pooled) g = LOAD(dy + (i * (width / 2) + j) * channels + c) * 0.25f;
+                    vec of_scale = LOAD(ds + c) / (float)(pass ? area : 1), of_shift = LOAD(db + c) / (float)(pass ? area : 1);
+                    for (int q = 0; q < 4; q++) {
+                        long row = 2 * i + q / 2, column = 2 * j + q % 2;
+                        if (row >= height || column >= width) continue;
+                        long at = (row * width + column) * channels + c;
+                        vec value = LOAD(map + at), z = value * factor + offset;
+                        vec gradient = where_positive(z, g), normal = (value - LOAD(m + c)) * LOAD(s + c);
+                        if (pass) {
+                            STORE(dx + at, factor * (gradient - of_shift - normal * of_scale));
+                        } else {
+                            of_scale += gradient * normal;
+                            of_shift += gradient;
+                        }
+                    }
+                    if (!pass) {
+                        STORE(ds + c, of_scale);
+                        STORE(db + c, of_shift);
+                    }
+                }
+}
+
+void norm_relu_pool(const float *x, Norm norm, float *y, float *mean, float *rate, long n, long height, long width, long channels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long image = 0; image < n; image++)
+        normalise(x + image * height * width * channels, norm, y + image * (height / 2) * (width / 2) * channels, mean + image * channels,
+                  rate + image * channels, height, width, channels);
 }
 
 /* scale_sum and shift_sum, [N][C], are the parameters' gradients image by image. */
-void norm_relu_pool_backward(const float *x, const float *scale, const float *shift, const float *mean, const float *rate, const float *dy, float *dx,
-                             float *scale_sum, float *shift_sum, long n, long height, long width, long channels, int threads) {
-    long area = height * width;
+void norm_relu_pool_backward(const float *x, Norm norm, const float *mean, const float *rate, const float *dy, float *dx, float *scale_sum,
+                             float *shift_sum, long n, long height, long width, long channels, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < n; image++) {
-        const float *map = x + image * area * channels, *m = mean + image * channels, *s = rate + image * channels;
-        float *ds = scale_sum + image * channels, *db = shift_sum + image * channels;
-        memset(ds, 0, channels * sizeof(float));
-        memset(db, 0, channels * sizeof(float));
-        for (int pass = 0; pass < 2; pass++)
-            for (long i = 0; i < height / 2 + (pass && height % 2); i++)
-                for (long j = 0; j < width / 2 + (pass && width % 2); j++)
-                    for (long c = 0; c < channels; c += LANES) {
-                        int pooled = i < height / 2 && j < width / 2;
-                        vec factor = LOAD(s + c) * LOAD(scale + c), offset = LOAD(shift + c) - LOAD(m + c) * factor, g = {0};
-                        if (pooled) g = LOAD(dy + ((image * (height / 2) + i) * (width / 2) + j) * channels + c) * 0.25f;
-                        vec of_scale = LOAD(ds + c) / (float)(pass ? area : 1), of_shift = LOAD(db + c) / (float)(pass ? area : 1);
-                        for (int q = 0; q < 4; q++) {
-                            long row = 2 * i + q / 2, column = 2 * j + q % 2;
-                            if (row >= height || column >= width) continue;
-                            long at = (row * width + column) * channels + c;
-                            vec value = LOAD(map + at), z = value * factor + offset;
-                            vec gradient = where_positive(z, g), normal = (value - LOAD(m + c)) * LOAD(s + c);
-                            if (pass) {
-                                STORE(dx + image * area * channels + at, factor * (gradient - of_shift - normal * of_scale));
-                            } else {
-                                of_scale += gradient * normal;
-                                of_shift += gradient;
-                            }
-                        }
-                        if (!pass) {
-                            STORE(ds + c, of_scale);
-                            STORE(db + c, of_shift);
-                        }
-                    }
+    for (long image = 0; image < n; image++)
+        normalise_backward(x + image * height * width * channels, norm, mean + image * channels, rate + image * channels,
+                           dy + image * (height / 2) * (width / 2) * channels, dx + image * height * width * channels, scale_sum + image * channels,
+                           shift_sum + image * channels, height, width, channels);
+}
+
+/* ---- a ConvNet's first block in one: convolution of few channels, instance norm, ReLU, pooling ----
+ *
+ * The convolved map of an image fits a second-level cache, and computing it again costs less than fetching it from memory: it is never stored.
+ */
+
+static void convolve_image(const float *x, const float *packed, const float *bias, float *patches, float *map, long height, long width, long n_in,
+                           long n_out) {
+    long depth = 9 * n_in;
+    gather_patches(x, 0, height * width, height, width, n_in, patches);
+    for (long first = 0; first < height * width; first += PIXELS) {
+        long count = height * width - first < PIXELS ? height * width - first : PIXELS;
+        for (long o = 0; o < n_out; o += PANEL)
+            product(count, depth, patches + first * depth, depth, packed + o * depth, map + first * n_out + o, n_out, bias ? bias + o : NULL);
+    }
+}
+
+void first_block(const float *x, const float *w, Strides at, const float *bias, Norm norm, float *y, float *mean, float *rate, long n, long height,
+                 long width, long n_in, long n_out, int threads) {
+    long area = height * width, depth = 9 * n_in;
+    float *packed = pack(w, at, n_in, n_out);
+#pragma omp parallel num_threads(threads)
+    {
+        float *patches = scratch(1, area * depth), *map = scratch(2, area * n_out);
+#pragma omp for schedule(static)
+        for (long image = 0; image < n; image++) {
+            convolve_image(x + image * area * n_in, packed, bias, patches, map, height, width, n_in, n_out);
+            normalise(map, norm, y + image * (height / 2) * (width / 2) * n_out, mean + image * n_out, rate + image * n_out, height, width, n_out);
+        }
+    }
+}
+
+/* dx or dw may be NULL. The bias has no gradient: the norm takes every constant away. */
+void first_block_backward(const float *x, const float *w, Strides at, const float *bias, Norm norm, const float *mean, const float *rate,
+                          const float *dy, float *dx, float *dw, float *scale_sum, float *shift_sum, long n, long height, long width, long n_in,
+                          long n_out, int threads) {
+    long area = height * width, depth = 9 * n_in;
+    float *packed = pack(w, at, n_in, n_out), *turned = dx ? pack_turned(w, at, n_in, n_out) : NULL;
+    float *of_image = dw ? scratch(4, n * depth * n_out) : NULL;
+#pragma omp parallel num_threads(threads)
+    {
+        float *patches = scratch(1, area * depth), *map = scratch(2, area * n_out);
+#pragma omp for schedule(static)
+        for (long image = 0; image < n; image++) {
+            convolve_image(x + image * area * n_in, packed, bias, patches, map, height, width, n_in, n_out);
+            normalise_backward(map, norm, mean + image * n_out, rate + image * n_out, dy + image * (height / 2) * (width / 2) * n_out, map,
+                               scale_sum + image * n_out, shift_sum + image * n_out, height, width, n_out);
+            if (dw) {
+                float *sum = of_image + image * depth * n_out;
+                memset(sum, 0, depth * n_out * sizeof(float));
+                for (long p = 0; p < area; p += PIXELS)
+                    for (long o = 0; o < n_out; o += PANEL)
+                        add_outer(depth, area - p < PIXELS ? area - p : PIXELS, patches + p * depth, depth, map + p * n_out + o, n_out, sum + o, n_out);
+            }
+            if (dx) image_gradient(map, turned, dx + image * area * n_in, height, width, n_in, n_out);
+        }
+#pragma omp for schedule(static)
+        for (long k = 0; k < (dw ? depth : 0); k++)
+            for (long o = 0; o < n_out; o++) {
+                float sum = 0;
+                for (long image = 0; image < n; image++) sum += of_image[(image * depth + k) * n_out + o];
+                dw[o * at.out + k % n_in * at.in + k / n_in / 3 * at.row + k / n_in % 3 * at.column] = sum;
+            }
     }
 }

@@ -58,6 +58,14 @@ class _Strides(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_long) for name in ("out", "input", "row", "column"))
 
 
+class _Norm(ctypes.Structure):
+    _fields_ = (("scale", ctypes.c_void_p), ("shift", ctypes.c_void_p), ("epsilon", ctypes.c_float))
+
+
+def _norm(scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float) -> _Norm:
+    return _Norm(scale_C.data_ptr(), shift_C.data_ptr(), epsilon)
+
+
 def _strides(weight_OIHW: torch.Tensor, swapped: bool = False) -> _Strides:
     out, into, row, column = weight_OIHW.stride()
     return _Strides(into, out, row, column) if swapped else _Strides(out, into, row, column)
@@ -188,47 +196,65 @@ def _norm_relu_pool(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     map_NCHW = _last(map_NCHW)
     n, channels, height, width = map_NCHW.shape
-    out = _map(n, channels, height // 2, width // 2, map_NCHW)
-    mean_NC, rate_NC = map_NCHW.new_empty(n, channels), map_NCHW.new_empty(n, channels)
+    out, mean_NC, rate_NC = _pooled(n, channels, height, width, map_NCHW)
     size = (n, height, width, channels, ctypes.c_int(torch.get_num_threads()))
-    _call("norm_relu_pool", map_NCHW, scale_C.contiguous(), shift_C.contiguous(), ctypes.c_float(epsilon), out, mean_NC, rate_NC, *size)
+    _call("norm_relu_pool", map_NCHW, _norm(scale_C, shift_C, epsilon), out, mean_NC, rate_NC, *size)
     return out, mean_NC, rate_NC
+
+
+def _pooled(n: int, channels: int, height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _map(n, channels, height // 2, width // 2, like), like.new_empty(n, channels), like.new_empty(n, channels)
 
 
 @torch.library.register_fake("ray_ltdd::norm_relu_pool", lib=_LIBRARY)
 def _(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n, channels, height, width = map_NCHW.shape
-    return _map(n, channels, height // 2, width // 2, map_NCHW), map_NCHW.new_empty(n, channels), map_NCHW.new_empty(n, channels)
+    return _pooled(n, channels, height, width, map_NCHW)
 
 
-@_operator("norm_relu_pool_gradient(Tensor map, Tensor scale, Tensor shift, Tensor mean, Tensor rate, Tensor gradient) -> (Tensor, Tensor, Tensor)")
+@_operator(
+    "norm_relu_pool_gradient(Tensor map, Tensor scale, Tensor shift, Tensor mean, Tensor rate, float epsilon, Tensor gradient)"
+    " -> (Tensor, Tensor, Tensor)"
+)
 def _norm_relu_pool_gradient(
-    map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, mean_NC: torch.Tensor, rate_NC: torch.Tensor, gradient_NCHW: torch.Tensor
+    map_NCHW: torch.Tensor,
+    scale_C: torch.Tensor,
+    shift_C: torch.Tensor,
+    mean_NC: torch.Tensor,
+    rate_NC: torch.Tensor,
+    epsilon: float,
+    gradient_NCHW: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     map_NCHW, gradient_NCHW = _last(map_NCHW), _last(gradient_NCHW)
     n, channels, height, width = map_NCHW.shape
     out, scale_NC, shift_NC = torch.empty_like(map_NCHW), torch.empty_like(mean_NC), torch.empty_like(mean_NC)
-    kept = (scale_C.contiguous(), shift_C.contiguous(), mean_NC, rate_NC)
-    threads = ctypes.c_int(torch.get_num_threads())
-    _call("norm_relu_pool_backward", map_NCHW, *kept, gradient_NCHW, out, scale_NC, shift_NC, n, height, width, channels, threads)
+    size = (n, height, width, channels, ctypes.c_int(torch.get_num_threads()))
+    norm = _norm(scale_C, shift_C, epsilon)
+    _call("norm_relu_pool_backward", map_NCHW, norm, mean_NC, rate_NC, gradient_NCHW, out, scale_NC, shift_NC, *size)
     return out, scale_NC.sum(0), shift_NC.sum(0)
 
 
 @torch.library.register_fake("ray_ltdd::norm_relu_pool_gradient", lib=_LIBRARY)
 def _(
-    map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, mean_NC: torch.Tensor, rate_NC: torch.Tensor, gradient_NCHW: torch.Tensor
+    map_NCHW: torch.Tensor,
+    scale_C: torch.Tensor,
+    shift_C: torch.Tensor,
+    mean_NC: torch.Tensor,
+    rate_NC: torch.Tensor,
+    epsilon: float,
+    gradient_NCHW: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.empty_like(map_NCHW, memory_format=torch.channels_last), torch.empty_like(scale_C), torch.empty_like(shift_C)
 
 
 def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    map_NCHW, scale_C, shift_C, _ = inputs
+    map_NCHW, scale_C, shift_C, ctx.epsilon = inputs
     ctx.save_for_backward(map_NCHW, scale_C, shift_C, output[1], output[2])
     ctx.mark_non_differentiable(output[1], output[2])
 
 
 def _norm_backward(ctx: Any, gradient_NCHW: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return (*torch.ops.ray_ltdd.norm_relu_pool_gradient(*ctx.saved_tensors, gradient_NCHW), None)
+    return (*torch.ops.ray_ltdd.norm_relu_pool_gradient(*ctx.saved_tensors, ctx.epsilon, gradient_NCHW), None)
 
 
 torch.library.register_autograd("ray_ltdd::norm_relu_pool", _norm_backward, setup_context=_keep_norm, lib=_LIBRARY)
@@ -247,3 +273,103 @@ def norm_relu_pool(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch
     """
     out_NCHW: torch.Tensor = torch.ops.ray_ltdd.norm_relu_pool(map_NCHW, scale_C, shift_C, epsilon)[0]
     return out_NCHW
+
+
+@_operator("first_block(Tensor map, Tensor weight, Tensor? bias, Tensor scale, Tensor shift, float epsilon) -> (Tensor, Tensor, Tensor)")
+def _first_block(
+    map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, scale_O: torch.Tensor, shift_O: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    map_NIHW = _last(map_NIHW)
+    (n, n_in, height, width), n_out = map_NIHW.shape, weight_OIHW.shape[0]
+    out, mean_NO, rate_NO = _pooled(n, n_out, height, width, map_NIHW)
+    size = (n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
+    norm = _norm(scale_O, shift_O, epsilon)
+    _call("first_block", map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, norm, out, mean_NO, rate_NO, *size)
+    return out, mean_NO, rate_NO
+
+
+@torch.library.register_fake("ray_ltdd::first_block", lib=_LIBRARY)
+def _(
+    map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, scale_O: torch.Tensor, shift_O: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    n, _, height, width = map_NIHW.shape
+    return _pooled(n, weight_OIHW.shape[0], height, width, map_NIHW)
+
+
+@_operator(
+    "first_block_gradient(Tensor map, Tensor weight, Tensor? bias, Tensor scale, Tensor shift, Tensor mean, Tensor rate, float epsilon,"
+    " Tensor gradient, bool for_map, bool for_weight) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def _first_block_gradient(
+    map_NIHW: torch.Tensor,
+    weight_OIHW: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    scale_O: torch.Tensor,
+    shift_O: torch.Tensor,
+    mean_NO: torch.Tensor,
+    rate_NO: torch.Tensor,
+    epsilon: float,
+    gradient_NOHW: torch.Tensor,
+    for_map: bool,
+    for_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    map_NIHW, gradient_NOHW = _last(map_NIHW), _last(gradient_NOHW)
+    (n, n_in, height, width), n_out = map_NIHW.shape, weight_OIHW.shape[0]
+    of_map = torch.empty_like(map_NIHW) if for_map else map_NIHW.new_empty(0)
+    of_weight = torch.empty_like(weight_OIHW) if for_weight else map_NIHW.new_empty(0)
+    scale_NO, shift_NO = torch.empty_like(mean_NO), torch.empty_like(mean_NO)
+    size = (n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
+    given = (map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, _norm(scale_O, shift_O, epsilon), mean_NO, rate_NO, gradient_NOHW)
+    _call("first_block_backward", *given, of_map if for_map else None, of_weight if for_weight else None, scale_NO, shift_NO, *size)
+    return of_map, of_weight, scale_NO.sum(0), shift_NO.sum(0)
+
+
+@torch.library.register_fake("ray_ltdd::first_block_gradient", lib=_LIBRARY)
+def _(
+    map_NIHW: torch.Tensor,
+    weight_OIHW: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    scale_O: torch.Tensor,
+    shift_O: torch.Tensor,
+    mean_NO: torch.Tensor,
+    rate_NO: torch.Tensor,
+    epsilon: float,
+    gradient_NOHW: torch.Tensor,
+    for_map: bool,
+    for_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    of_map = torch.empty_like(map_NIHW, memory_format=torch.channels_last) if for_map else map_NIHW.new_empty(0)
+    of_weight = torch.empty_like(weight_OIHW) if for_weight else map_NIHW.new_empty(0)
+    return of_map, of_weight, torch.empty_like(scale_O), torch.empty_like(shift_O)
+
+
+def _keep_first_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    *tensors, ctx.epsilon = inputs
+    ctx.save_for_backward(*tensors, output[1], output[2])
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _first_block_backward(ctx: Any, gradient_NOHW: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    saved, (for_map, for_weight) = ctx.saved_tensors, ctx.needs_input_grad[:2]
+    of_map, of_weight, of_scale, of_shift = torch.ops.ray_ltdd.first_block_gradient(*saved, ctx.epsilon, gradient_NOHW, for_map, for_weight)
+    of_bias = None if saved[2] is None else torch.zeros_like(saved[2])
+    return of_map if for_map else None, of_weight if for_weight else None, of_bias, of_scale, of_shift, None
+
+
+torch.library.register_autograd("ray_ltdd::first_block", _first_block_backward, setup_context=_keep_first_block, lib=_LIBRARY)
+
+
+def first_block(
+    map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, scale_O: torch.Tensor, shift_O: torch.Tensor, epsilon: float
+) -> torch.Tensor:
+    """`conv3x3` and `norm_relu_pool` in one, for images of up to 4 channels: the convolved map is never stored but computed again for the gradient.
+
+    Args:
+        map_NIHW: float32, I at most 4.
+        weight_OIHW, bias_O, scale_O, shift_O, epsilon: of the two. The bias changes nothing, and its gradient is zero.
+
+    Returns:
+        float32 [N, O, H // 2, W // 2].
+    """
+    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.first_block(map_NIHW, weight_OIHW, bias_O, scale_O, shift_O, epsilon)[0]
+    return out_NOHW

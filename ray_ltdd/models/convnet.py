@@ -50,19 +50,18 @@ class ConvBlock(nn.Sequential):
     """3x3 convolution, normalisation, ReLU, 2x2 average pooling; the last three in one pass over the map where the kernels have it."""
 
     def __init__(self, in_channels: int, width: int, normalization: NormalizationKind) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, width, kernel_size=3, padding=1),
-            build_normalization(normalization, width),
-            nn.ReLU(),
-            nn.AvgPool2d(2),
-        )
+        conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+        super().__init__(conv, build_normalization(normalization, width), nn.ReLU(), nn.AvgPool2d(2))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the block's output, [N, width, H // 2, W // 2]."""
-        map_NCHW = self[0](input)
-        norm = self[1]
+        conv, norm, relu, pool = self
+        assert isinstance(conv, nn.Conv2d)
         # a watched layer has to be called for its input to be seen
-        if isinstance(norm, InstanceNorm) and not norm._forward_pre_hooks and ops.suit(map_NCHW) and norm.num_channels % ops.BLOCK == 0:
-            return ops.norm_relu_pool(map_NCHW, norm.weight, norm.bias, norm.eps)
-        pooled_NCHW: torch.Tensor = self[3](self[2](norm(map_NCHW)))
+        if isinstance(norm, InstanceNorm) and not norm._forward_pre_hooks and ops.suit(input) and conv.out_channels % ops.BLOCK == 0:
+            affine = (norm.weight, norm.bias, norm.eps)
+            if conv.in_channels <= ops.MOST_DIRECT_CHANNELS and not conv._forward_pre_hooks:
+                return ops.first_block(input, conv.weight, conv.bias, *affine)
+            return ops.norm_relu_pool(conv(input), *affine)
+        pooled_NCHW: torch.Tensor = pool(relu(norm(conv(input))))
         return pooled_NCHW

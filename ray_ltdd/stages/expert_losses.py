@@ -48,8 +48,8 @@ def mixed_cross_entropy(
 
 
 def imitation_loss(logit_NK: torch.Tensor, guide_logit_NK: torch.Tensor) -> torch.Tensor:
-    """Mean over images and classes of the squared distance to the logits of the expert that is imitated."""
-    return F.mse_loss(logit_NK.float(), guide_logit_NK.float())
+    """|l - g|^2, summed over classes as in Eq. 10, mean over images: the squared distance to the logits g of the expert that is imitated."""
+    return (logit_NK.float() - guide_logit_NK.float()).square().sum(1).mean()
 
 
 def debiased_share(step: int, n_steps: int) -> float:

@@ -1,7 +1,7 @@
 """Stage 1: train an expert (observer or teacher) on the long-tailed set without its bias (Eq. 5-7).
 
     L = robust_weight * L_robust + debias_weight * (alpha * CE_weighted(debiased head) + (1 - alpha) * CE(plain head))
-        + imitation_weight * |logits - logits of the expert it is taught by|^2 / K, for a teacher that is taught by the observer
+        + imitation_weight * |logits - logits of the expert it is taught by|^2, for a teacher that is taught by the observer
 
 on two mixed views of two batches, one drawn uniformly over images, one by a class-weighted sampler: view 1 their mixup, view 2 their CutMix.
 
@@ -56,7 +56,7 @@ class ExpertTraining(Settings):
     logit_adjustment: float = Field(0.0, ge=0, le=3, description="tau: both cross-entropies see logits plus tau times the log class prior")
     sampler_exponent: float = Field(1.0, ge=0, le=2, description="the second stream draws an image of class c with weight n_c^-this; 0 is uniform")
     imitation_weight: float = Field(
-        1.0,
+        0.1,
         ge=0,
         description="weight of the squared error to the logits of the expert it is taught by, on the same mixed views; for `taught_by` only",
     )

@@ -72,6 +72,39 @@ def test_norm_relu_pool_and_its_gradients_are_torchs(n, channels, height, width,
     assert all(close(a, b) for a, b in zip(ours, reference, strict=True))
 
 
+@settings(deadline=None, max_examples=40)
+@given(size=SIZES.filter(lambda size: size[1] <= ops.MOST_DIRECT_CHANNELS), with_bias=st.booleans(), seed=st.integers(0, 1000))
+def test_the_first_block_in_one_is_torchs(size, with_bias, seed):
+    n, n_in, n_out, height, width = size
+    rng = torch.Generator().manual_seed(seed)
+    shapes = [(n, n_in, height, width), (n_out, n_in, 3, 3), (n_out,), (n_out,), (n_out,)]
+    given_ = [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
+    if not with_bias:
+        given_[2] = None
+    gradient_NOHW = torch.randn(n, n_out, height // 2, width // 2, generator=rng)
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in given_]
+    normal_NOHW = F.group_norm(F.conv2d(*exact[:3], padding=1), n_out, *exact[3:], 1e-5)
+    assume(normal_NOHW.abs().min() > 1e-5)
+    out_NOHW = F.avg_pool2d(F.relu(normal_NOHW), 2)
+    reference = [out_NOHW, *torch.autograd.grad(out_NOHW, [t for t in exact if t is not None], gradient_NOHW.double())]
+    out_NOHW = ops.first_block(*given_, 1e-5)
+    ours = [out_NOHW, *torch.autograd.grad(out_NOHW, [t for t in given_ if t is not None], gradient_NOHW)]
+    if with_bias:
+        # zero but for rounding
+        assert not ours.pop(3).any() and reference.pop(3).abs().max() < 1e-9
+    assert all(close(a, b, 1e-4) for a, b in zip(ours, reference, strict=True))
+
+
+def test_a_frozen_first_block_gives_the_image_its_gradient_alone():
+    block = ConvBlock(3, 16, "instance")
+    use_own_kernels(block)
+    image_NCHW = torch.rand(2, 3, 8, 8, requires_grad=True)
+    (expected,) = torch.autograd.grad(block(image_NCHW).square().sum(), image_NCHW)
+    block.requires_grad_(False)
+    (found,) = torch.autograd.grad(block(image_NCHW).square().sum(), image_NCHW)
+    assert torch.equal(found, expected)
+
+
 def test_a_constant_map_gives_the_shift_and_no_gradient():
     map_NCHW = torch.full((2, 16, 4, 4), 7.0, requires_grad=True)
     out_NCHW = ops.norm_relu_pool(map_NCHW, torch.ones(16), torch.full((16,), 0.5), 1e-5)
@@ -90,7 +123,10 @@ def forward_and_backward(threads, n_in, size):
     try:
         out_NOHW = ops.conv3x3(map_NIHW, weight_OIHW, None)
         pooled_NOHW = ops.norm_relu_pool(out_NOHW, scale_O, shift_O, 1e-5)
-        return [out_NOHW, pooled_NOHW, *torch.autograd.grad((out_NOHW, pooled_NOHW), inputs, (gradient_NOHW, torch.ones_like(pooled_NOHW)))]
+        outputs = [out_NOHW, pooled_NOHW]
+        if n_in <= ops.MOST_DIRECT_CHANNELS:
+            outputs.append(ops.first_block(map_NIHW, weight_OIHW, shift_O, scale_O, shift_O, 1e-5))
+        return [*outputs, *torch.autograd.grad(outputs, inputs, [gradient_NOHW, *map(torch.cos, outputs[1:])])]
     finally:
         torch.set_num_threads(before)
 

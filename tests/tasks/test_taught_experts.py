@@ -1,0 +1,106 @@
+"""A teacher taught by the observer: trained after it, from its logits, under a key of its own.
+
+Legend: N images, K classes.
+"""
+
+import pytest
+import torch
+from commands import ROOT
+
+from ray_ltdd import pipeline
+from ray_ltdd.compute import Backend
+from ray_ltdd.config import load_config
+from ray_ltdd.errors import InputError
+from ray_ltdd.executor import SilentReporter
+from ray_ltdd.models.config import ModelConfig
+from ray_ltdd.models.expert import build_expert
+from ray_ltdd.runs import open_run
+from ray_ltdd.search.work import stage_runs
+from ray_ltdd.stages.experts import ExpertTraining, expert_loss
+from ray_ltdd.stages.scoring import predict
+from ray_ltdd.tasks.distil import expert_task
+
+SMALL = (
+    "cluster.executor=inline",
+    "compute.compile=off",
+    "experts={epochs: 10, batch_size: 32, learning_rate: 0.05, accuracy_floor: 0, ema_decay: null}",
+    "observer.model={width: 16, depth: 2}",
+    "teacher.model={width: 16, depth: 2, normalization: group}",
+)
+IMITATE = ("teacher.taught_by=observer", "teacher.training={robust_weight: 0, debias_weight: 0, epochs: 20}")
+
+
+def settings(folder, *overrides):
+    return load_config(ROOT / "configs" / "quickstart.yaml", [*SMALL, *overrides, f"output.root={folder}"]).config
+
+
+def opened(config):
+    return open_run(config, SilentReporter())
+
+
+def test_the_imitation_is_the_squared_distance_of_logits():
+    expert = build_expert(ModelConfig(width=4, depth=1), 8, 1, 3, [0.5], [0.2], 0).eval()
+    config = ExpertTraining(robust_weight=0, debias_weight=0, imitation_weight=0.7)
+    view_NCHW, guide_logit_NK = torch.rand(6, 1, 8, 8), torch.randn(6, 3)
+    label_N = torch.tensor([0, 1, 2, 0, 1, 2])
+    for debias in (True, False):
+        config = config.model_copy(update={"debias": debias})
+        loss = expert_loss(config, expert, torch.ones(3), torch.zeros(3), Backend(torch.device("cpu"), torch.float32, "off"))
+        given = (view_NCHW, label_N, label_N, torch.ones(6), torch.tensor(0.5))
+        logit_NK = expert(view_NCHW).detach()
+        by_hand = 0.7 * sum((float(logit_NK[n, k]) - float(guide_logit_NK[n, k])) ** 2 for n in range(6) for k in range(3)) / 6
+        assert (loss(*given, guide_logit_NK) - loss(*given)).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_taught_teacher_gives_the_observers_logits(tmp_path):
+    with opened(settings(tmp_path, *IMITATE)) as run:
+        observer, taught = pipeline.train_experts(run.config, run.bench, run.executor)
+        bank = run.bench.bank("test")
+        first_NK, second_NK = (predict(run.bench.expert(expert), bank, run.bench.backend) for expert in (observer, taught))
+        assert taught.artifact.manifest["upstream"]["guide"] == observer.artifact.digest
+        # far nearer than the spread of what is imitated, which no label has told it
+        assert float((first_NK - second_NK).square().mean()) < 0.2 * float(first_NK.var())
+    with opened(settings(tmp_path, "teacher.training={epochs: 20}")) as run:
+        _, untaught = pipeline.train_experts(run.config, run.bench, run.executor)
+        other_NK = predict(run.bench.expert(untaught), bank, run.bench.backend)
+        assert "guide" not in untaught.artifact.manifest["upstream"]
+        assert float((first_NK - second_NK).square().mean()) < 0.5 * float((first_NK - other_NK).square().mean())
+
+
+@pytest.mark.slow
+def test_every_teacher_keeps_its_place(tmp_path):
+    more = "more_teachers=[{model: {width: 8, depth: 1}}, {model: {width: 32, depth: 1}, taught_by: observer}, {model: {width: 4, depth: 1}}]"
+    config = settings(tmp_path, "teacher.taught_by=observer", "experts.epochs=1", more)
+    with opened(config) as run:
+        trained = pipeline.train_experts(run.config, run.bench, run.executor)
+        assert [expert.model.width for expert in trained] == [16, 16, 8, 32, 4]
+        assert ["guide" in expert.artifact.manifest["upstream"] for expert in trained] == [False, True, False, True, False]
+        assert all(expert.artifact.manifest["settings"]["model"] == expert.model.model_dump(mode="json") for expert in trained)
+
+
+def test_what_is_imitated_is_in_the_key_of_taught_experts_alone(tmp_path):
+    def digest(*overrides):
+        config = settings(tmp_path, *overrides)
+        with opened(config) as run:
+            return expert_task(config, run.bench, config.teacher).key.digest
+
+    assert digest() == digest("teacher.training.imitation_weight=3")
+    taught = [digest("teacher.taught_by=observer", f"teacher.training.imitation_weight={weight}") for weight in (1, 3)]
+    assert len({digest(), *taught}) == 3
+
+
+def test_a_taught_expert_is_planned_anew_with_every_observer(tmp_path):
+    def identities(*overrides):
+        runs = stage_runs(settings(tmp_path, *overrides), torch.tensor([40, 30, 20, 10]).numpy())
+        return [(run.identity, run.signature, run.kind) for run in runs if run.kind.stage == "experts"]
+
+    (_, plain), (_, other) = identities(), identities("observer.training.epochs=5")
+    assert plain == other
+    (_, first), (_, second) = (identities("teacher.taught_by=observer", *more) for more in ((), ("observer.training.epochs=5",)))
+    assert first[0] != second[0] and first[1] != second[1] and first[2] == second[2] != plain[2]
+
+
+def test_the_observer_cannot_be_taught(tmp_path):
+    with pytest.raises(InputError, match=r"^[^\n]*observer\.taught_by[^\n]*teacher\.taught_by=observer[^\n]*$"):
+        settings(tmp_path, "observer.taught_by=observer")
