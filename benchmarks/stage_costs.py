@@ -30,6 +30,7 @@ from ray_ltdd import pipeline
 from ray_ltdd.artifacts import peak_memory_mb
 from ray_ltdd.config import ExperimentConfig, load_config
 from ray_ltdd.executor import StageRecord
+from ray_ltdd.kernels.ops import switched_off
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_expert
 from ray_ltdd.reporting import make_reporter
@@ -99,8 +100,9 @@ def measure_in_own_process(function: Callable[[ExperimentConfig], dict[str, floa
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@switched_off()
 def plain_costs(config: ExperimentConfig) -> dict[str, float]:
-    """Seconds the plain way takes for each stage, extrapolated from a few steps of it."""
+    """Seconds the plain way takes for each stage, extrapolated from a few steps of it, with torch's own operators only."""
     run = open_run(config, make_reporter(quiet=True))
     n_train = len(run.bench.split.train_index_N)
     experts = config.experts

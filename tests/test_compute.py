@@ -104,8 +104,22 @@ def test_bfloat16_only_where_the_processors_flags_say_so(cpuinfo, has, tmp_path,
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(compute, "Path", lambda _: tmp_path / "cpuinfo")
     assert has_bfloat16(CPU) == has
+    monkeypatch.setattr(compute, "library", lambda: None)
     assert resolve_backend(ComputeConfig(device="cpu")).dtype == (torch.bfloat16 if has else torch.float32)
     assert resolve_backend(ComputeConfig(device="cpu", precision="float32")).dtype == torch.float32
+
+
+@pytest.mark.skipif(compute.library() is None, reason="needs a C compiler")
+def test_a_cpu_with_our_kernels_computes_in_float32_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(compute, "has_bfloat16", lambda _: True)
+    backend = resolve_backend(ComputeConfig(device="cpu"))
+    assert backend.dtype == torch.float32
+    assert resolve_backend(ComputeConfig(device="cpu", precision="bfloat16")).dtype == torch.bfloat16
+    with_batch_norm = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    assert backend.suited_to(torch.nn.Linear(2, 2)) == backend
+    assert backend.suited_to(with_batch_norm) == Backend(CPU, torch.bfloat16, "auto")
+    named = resolve_backend(ComputeConfig(device="cpu", precision="float32"))
+    assert named.suited_to(with_batch_norm) == named
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads /proc/cpuinfo")

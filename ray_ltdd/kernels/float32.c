@@ -401,6 +401,45 @@ void direct_input(const float *dy, const float *w, Strides at, float *dx, long n
         image_gradient(dy + image * height * width * n_out, turned, dx + image * height * width * n_in, height, width, n_in, n_out);
 }
 
+/* ---- mean and variance of every channel of an image ---- */
+
+enum { SUMS = 4 /* kept apart, so that no addition waits for the one before */ };
+
+/* Sum over pixels of map - *middle, squared or not, for LANES channels. */
+INLINE vec sum_of(const float *map, vec middle, int squared, long area, long channels) {
+    vec sum[SUMS] = {{0}};
+    for (long p = 0; p < area; p += SUMS)
+        for (int q = 0; q < SUMS; q++) {
+            if (p + q >= area) break;
+            vec off = LOAD(map + (p + q) * channels) - middle;
+            sum[q] += squared ? (vec)(off * off) : (vec)off;
+        }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+static void moments_of(const float *map, float *mean, float *var, long area, long channels) {
+    for (long c = 0; c < channels; c += LANES) STORE(mean + c, sum_of(map + c, (vec){0}, 0, area, channels) / (float)area);
+    for (long c = 0; c < channels; c += LANES) STORE(var + c, sum_of(map + c, LOAD(mean + c), 1, area, channels) / (float)area);
+}
+
+void image_moments(const float *x, float *mean, float *var, long n, long area, long channels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long image = 0; image < n; image++) moments_of(x + image * area * channels, mean + image * channels, var + image * channels, area, channels);
+}
+
+/* dx = (dmean + 2 (x - mean) dvar) / area */
+void image_moments_backward(const float *x, const float *mean, const float *dmean, const float *dvar, float *dx, long n, long area, long channels,
+                            int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long image = 0; image < n; image++)
+        for (long p = 0; p < area; p++)
+            for (long c = 0; c < channels; c += LANES) {
+                long at = (image * area + p) * channels + c, of_image = image * channels + c;
+                vec off = LOAD(x + at) - LOAD(mean + of_image);
+                STORE(dx + at, (LOAD(dmean + of_image) + 2 * off * LOAD(dvar + of_image)) / (float)area);
+            }
+}
+
 /* `value` where `z` is above zero or no number, else zero: a network that has become NaN must not look healthy. */
 INLINE vec where_positive(vec z, vec value) {
     return (vec)(~(mask)(z <= (vec){0}) & (mask)value);
@@ -414,18 +453,8 @@ typedef struct {
 } Norm;
 
 static void normalise(const float *map, Norm norm, float *y, float *m, float *s, long height, long width, long channels) {
-    long area = height * width;
-    memset(m, 0, channels * sizeof(float));
-    memset(s, 0, channels * sizeof(float));
-    for (long p = 0; p < area; p++)
-        for (long c = 0; c < channels; c += LANES) STORE(m + c, LOAD(m + c) + LOAD(map + p * channels + c));
-    for (long c = 0; c < channels; c++) m[c] /= area;
-    for (long p = 0; p < area; p++)
-        for (long c = 0; c < channels; c += LANES) {
-            vec off = LOAD(map + p * channels + c) - LOAD(m + c);
-            STORE(s + c, LOAD(s + c) + off * off);
-        }
-    for (long c = 0; c < channels; c++) s[c] = 1 / __builtin_sqrtf(s[c] / area + norm.epsilon);
+    moments_of(map, m, s, height * width, channels);
+    for (long c = 0; c < channels; c++) s[c] = 1 / __builtin_sqrtf(s[c] + norm.epsilon);
     for (long i = 0; i < height / 2; i++)
         for (long j = 0; j < width / 2; j++) {
             const float *from = map + (2 * i * width + 2 * j) * channels;

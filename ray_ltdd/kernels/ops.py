@@ -373,3 +373,59 @@ def first_block(
     """
     out_NOHW: torch.Tensor = torch.ops.ray_ltdd.first_block(map_NIHW, weight_OIHW, bias_O, scale_O, shift_O, epsilon)[0]
     return out_NOHW
+
+
+@_operator("image_moments(Tensor map) -> (Tensor, Tensor)")
+def _image_moments(map_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    map_NCHW = _last(map_NCHW)
+    n, channels, height, width = map_NCHW.shape
+    mean_NC, var_NC = map_NCHW.new_empty(n, channels), map_NCHW.new_empty(n, channels)
+    _call("image_moments", map_NCHW, mean_NC, var_NC, n, height * width, channels, ctypes.c_int(torch.get_num_threads()))
+    return mean_NC, var_NC
+
+
+@torch.library.register_fake("ray_ltdd::image_moments", lib=_LIBRARY)
+def _(map_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return map_NCHW.new_empty(map_NCHW.shape[:2]), map_NCHW.new_empty(map_NCHW.shape[:2])
+
+
+@_operator("image_moments_gradient(Tensor map, Tensor mean, Tensor mean_gradient, Tensor var_gradient) -> Tensor")
+def _image_moments_gradient(
+    map_NCHW: torch.Tensor, mean_NC: torch.Tensor, mean_gradient_NC: torch.Tensor, var_gradient_NC: torch.Tensor
+) -> torch.Tensor:
+    map_NCHW, mean_gradient_NC, var_gradient_NC = _last(map_NCHW), mean_gradient_NC.contiguous(), var_gradient_NC.contiguous()
+    n, channels, height, width = map_NCHW.shape
+    out = torch.empty_like(map_NCHW)
+    size = (n, height * width, channels, ctypes.c_int(torch.get_num_threads()))
+    _call("image_moments_backward", map_NCHW, mean_NC, mean_gradient_NC, var_gradient_NC, out, *size)
+    return out
+
+
+@torch.library.register_fake("ray_ltdd::image_moments_gradient", lib=_LIBRARY)
+def _(map_NCHW: torch.Tensor, mean_NC: torch.Tensor, mean_gradient_NC: torch.Tensor, var_gradient_NC: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(map_NCHW, memory_format=torch.channels_last)
+
+
+def _keep_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs[0], output[0])
+
+
+def _moments_backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    of_map: torch.Tensor = torch.ops.ray_ltdd.image_moments_gradient(*ctx.saved_tensors, *gradients)
+    return of_map
+
+
+torch.library.register_autograd("ray_ltdd::image_moments", _moments_backward, setup_context=_keep_moments, lib=_LIBRARY)
+
+
+def image_moments(map_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and (biased) variance of every image's channels over its pixels.
+
+    Args:
+        map_NCHW: float32, C a multiple of 16.
+
+    Returns:
+        mean_NC, var_NC: float32.
+    """
+    moments: tuple[torch.Tensor, torch.Tensor] = torch.ops.ray_ltdd.image_moments(map_NCHW)
+    return moments

@@ -57,11 +57,15 @@ class ConvBlock(nn.Sequential):
         """Return the block's output, [N, width, H // 2, W // 2]."""
         conv, norm, relu, pool = self
         assert isinstance(conv, nn.Conv2d)
-        # a watched layer has to be called for its input to be seen
-        if isinstance(norm, InstanceNorm) and not norm._forward_pre_hooks and ops.suit(input) and conv.out_channels % ops.BLOCK == 0:
+        if isinstance(norm, InstanceNorm) and ops.suit(input) and conv.out_channels % ops.BLOCK == 0:
             affine = (norm.weight, norm.bias, norm.eps)
-            if conv.in_channels <= ops.MOST_DIRECT_CHANNELS and not conv._forward_pre_hooks:
+            # a watched layer's input has to be there to be seen
+            watched = conv._forward_pre_hooks or norm._forward_pre_hooks
+            if conv.in_channels <= ops.MOST_DIRECT_CHANNELS and not watched:
                 return ops.first_block(input, conv.weight, conv.bias, *affine)
-            return ops.norm_relu_pool(conv(input), *affine)
+            map_NCHW = conv(input)
+            for show in norm._forward_pre_hooks.values():
+                show(norm, (map_NCHW,))
+            return ops.norm_relu_pool(map_NCHW, *affine)
         pooled_NCHW: torch.Tensor = pool(relu(norm(conv(input))))
         return pooled_NCHW

@@ -36,10 +36,13 @@ class BasicBlock(nn.Module):
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
         """Return the block's output, [N, out_channels, ceil(H / stride), ceil(W / stride)]."""
         out_NCHW = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(map_NCHW)))))
-        shortcut_NCHW = map_NCHW[:, :, :: self.stride, :: self.stride]
+        return F.relu(out_NCHW + self._shortcut(map_NCHW))
+
+    def _shortcut(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        if self.stride == 1 and self.n_new_channels == 0:
+            return map_NCHW
         n_before = self.n_new_channels // 2
-        shortcut_NCHW = F.pad(shortcut_NCHW, (0, 0, 0, 0, n_before, self.n_new_channels - n_before))
-        return F.relu(out_NCHW + shortcut_NCHW)
+        return F.pad(map_NCHW[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, n_before, self.n_new_channels - n_before))
 
 
 class CifarResNet32(Encoder):

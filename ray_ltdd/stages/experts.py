@@ -154,6 +154,7 @@ def train_expert(
             equally; in all processes.
     """
     ranks.require_equal_shares(min(config.batch_size, len(bank)))
+    backend = backend.suited_to(expert)
     n_steps = max(len(bank) // config.batch_size, 1)
     n_all = config.epochs * n_steps
     optimizer = torch.optim.SGD(

@@ -34,7 +34,7 @@ def test_without_a_compiler_torch_convolves(fresh, tmp_path, monkeypatch):
 
 def test_a_compiler_that_refuses_leaves_nothing_behind(fresh, tmp_path, monkeypatch):
     broken = tmp_path / "broken-cc"
-    broken.write_text("#!/bin/sh\necho half > library.so\nexit 1\n")
+    broken.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho half > "$2"\nexit 1\n')
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     assert build.library() is None and convolves_like_torch()

@@ -95,6 +95,20 @@ def test_the_first_block_in_one_is_torchs(size, with_bias, seed):
     assert all(close(a, b, 1e-4) for a, b in zip(ours, reference, strict=True))
 
 
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(1, 5), channels=st.sampled_from([16, 48]), height=st.integers(3, 17), width=st.integers(3, 17), seed=st.integers(0, 1000))
+def test_moments_of_images_and_their_gradients_are_torchs(n, channels, height, width, seed):
+    rng = torch.Generator().manual_seed(seed)
+    map_NCHW = (torch.randn(n, channels, height, width, generator=rng) * 3 + 5).requires_grad_()
+    gradients = [torch.randn(n, channels, generator=rng) for _ in range(2)]
+    exact_NCHW = map_NCHW.detach().double().requires_grad_()
+    moments = torch.var_mean(exact_NCHW, (2, 3), correction=0)[::-1]
+    reference = [*moments, *torch.autograd.grad(moments, exact_NCHW, [g.double() for g in gradients])]
+    moments = ops.image_moments(map_NCHW)
+    ours = [*moments, *torch.autograd.grad(moments, map_NCHW, gradients)]
+    assert all(close(a, b) for a, b in zip(ours, reference, strict=True))
+
+
 def test_a_frozen_first_block_gives_the_image_its_gradient_alone():
     block = ConvBlock(3, 16, "instance")
     use_own_kernels(block)
@@ -123,7 +137,7 @@ def forward_and_backward(threads, n_in, size):
     try:
         out_NOHW = ops.conv3x3(map_NIHW, weight_OIHW, None)
         pooled_NOHW = ops.norm_relu_pool(out_NOHW, scale_O, shift_O, 1e-5)
-        outputs = [out_NOHW, pooled_NOHW]
+        outputs = [out_NOHW, pooled_NOHW, *ops.image_moments(out_NOHW)]
         if n_in <= ops.MOST_DIRECT_CHANNELS:
             outputs.append(ops.first_block(map_NIHW, weight_OIHW, shift_O, scale_O, shift_O, 1e-5))
         return [*outputs, *torch.autograd.grad(outputs, inputs, [gradient_NOHW, *map(torch.cos, outputs[1:])])]
@@ -161,13 +175,17 @@ def test_a_network_is_the_same_with_and_without_the_kernels():
     assert all(torch.equal(a, b) for a, b in zip(expert.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_watched_normalisations_are_called():
-    expert = small_convnet()
+def test_who_watches_a_layer_sees_its_input():
+    expert, image_NCHW = small_convnet(), torch.rand(2, 3, 32, 32)
     layers = monitored_layers(expert, "all")
     assert len(layers) == 6
     with capture_inputs(expert, layers) as seen, torch.no_grad():
-        expert(torch.rand(2, 3, 32, 32))
-        assert list(seen) == list(layers)
+        expert(image_NCHW)
+        ours = dict(seen)
+        with ops.switched_off():
+            expert(image_NCHW)
+        assert list(ours) == list(layers)
+        assert all(torch.allclose(ours[name], seen[name], rtol=1e-4, atol=1e-4) for name in layers)
 
 
 @pytest.mark.parametrize(
