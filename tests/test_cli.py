@@ -108,7 +108,7 @@ def test_doctor_and_compilation_mean_the_same_compiler(call, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     # compiled before, they would make up for it
-    monkeypatch.setattr("ray_ltdd.doctor.library", lambda: None)
+    monkeypatch.setattr("ray_ltdd.compute.library", lambda: None)
     found = json.loads(call("doctor", "--json")[1])
     assert found["facts"]["C++ compiler"] == "none" and any("compute.compile=off" in sentence for sentence in found["advice"])
 

@@ -11,7 +11,8 @@ from ray_ltdd.config import ExperimentConfig, load_config, setting_names, valida
 from ray_ltdd.errors import InputError
 from ray_ltdd.yaml_files import parse_override, read_yaml
 
-CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.yaml") if path.name != "kuberay.yaml")
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = [path for path in sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("authors/*.yaml")]) if path.name != "kuberay.yaml"]
 NAMES = [name for name in setting_names() if name != "more_teachers"]
 
 
@@ -58,7 +59,7 @@ def test_every_default_can_be_written_out(empty):
     assert set(plain.origins.values()) == {"default"} and set(plain.origins) == set(setting_names())
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_a_dump_is_the_same_experiment(tmp_path, path):
     config = load_config(path).config
     write_yaml(config, tmp_path / "dump.yaml")

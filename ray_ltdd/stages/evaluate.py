@@ -11,7 +11,7 @@ Legend: N images, B batch, K classes, S batches of an epoch.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.ema import ExponentialAverage
 from ray_ltdd.seeding import generator, seed_dropout
 from ray_ltdd.settings import Settings
-from ray_ltdd.stages.optimize import cosine_with_warmup, load_training_state, set_rate, training_state
+from ray_ltdd.stages.optimize import cosine_with_warmup, halved, load_training_state, set_rate, training_state
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.scoring import predict
 from ray_ltdd.stages.views import EpochViews, ViewsConfig, draw_epoch_views, epoch_shape, make_batch, mix_labels
@@ -42,10 +42,13 @@ class StudentConfig(Settings):
     model: ModelConfig = Field(default_factory=ModelConfig, description="the student's network")
     epochs: int = Field(1000, ge=1, description="passes over the distilled images; baselines train for the same number of steps")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate; a cosine to zero")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    halve_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="shares of the training after which the rate is halved; empty: it follows a cosine to zero"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; AdamW ignores it")
     weight_decay: float = Field(0.01, ge=0, description="decoupled for AdamW, L2 for SGD")
-    warmup_share: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
+    warmup_share: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly; without halve_at")
     soft_weight: float = Field(1.0, ge=0, description="k2, weight of the squared error to the teacher's logits, summed over classes")
     hard_weight: float = Field(0.025, ge=0, description="k1, weight of the cross-entropy with one-hot labels")
     ema_decay: float | None = Field(0.99, gt=0, lt=1, description="moving average of weights and buffers, which is what is tested; empty: none")
@@ -151,7 +154,8 @@ def train_student(
         seed_dropout(student, views_seed, t)
         loss = loss_of(view_BCHW, label_B, label_B[partner_B], lambda_B, target_BK)
         loss.backward()
-        set_rate(optimizer, config.learning_rate * cosine_with_warmup(t, n_steps, config.warmup_share))
+        factor = halved(t, n_steps, config.halve_at) if config.halve_at else cosine_with_warmup(t, n_steps, config.warmup_share)
+        set_rate(optimizer, config.learning_rate * factor)
         optimizer.step()
         optimizer.zero_grad()
         if average is not None:

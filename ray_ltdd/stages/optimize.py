@@ -1,7 +1,7 @@
 """What training experts and students has in common: the rate's schedule, and the state that makes an interrupted training continue exactly."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -15,6 +15,11 @@ def cosine_with_warmup(step: int, n_steps: int, warmup_share: float) -> float:
     if step < n_warmup:
         return (step + 1) / (n_warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup)))
+
+
+def halved(step: int, n_steps: int, shares: Sequence[float]) -> float:
+    """The factor on the peak rate: halved when each of `shares` of the steps is done."""
+    return float(0.5 ** sum(step >= share * n_steps for share in shares))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
