@@ -27,7 +27,9 @@ def double(x):
         pytest.param("on", 0.0, True, marks=pytest.mark.slow),
         ("auto", 0.0, False),
         ("auto", COMPILE_WORTH_FLOPS * 0.999, False),
-        pytest.param("auto", COMPILE_WORTH_FLOPS, True, marks=pytest.mark.skipif(cpp_compiler() is None, reason="needs a C++ compiler")),
+        pytest.param(
+            "auto", COMPILE_WORTH_FLOPS, True, marks=[pytest.mark.slow, pytest.mark.skipif(cpp_compiler() is None, reason="needs a C++ compiler")]
+        ),
     ],
 )
 def test_compilation_follows_settings_and_work_alone(compiles, flops, compiled):

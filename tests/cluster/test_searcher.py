@@ -75,6 +75,7 @@ def test_one_trial_at_a_time_gives_the_same_suggestions_with_the_same_seed(tmp_p
     assert other[0] == first[0] and [point for point in other if point in first] == [first[0], first[3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_work", [True, False], ids=["while a trial is at work", "between trials"])
 @pytest.mark.parametrize("kills", [[1], [4, 7], [2, 2, 3]], ids=str)
 def test_a_killed_driver_is_continued_as_if_nothing_had_happened(tmp_path, kills, at_work):

@@ -38,7 +38,7 @@ def test_describe_is_plain_data(drawn):
     assert facts["group_per_class"][0] == "many" and facts["bytes"] > 1797 * 256
 
 
-@pytest.mark.parametrize("class_count", [1, 10, 30, 31, 1000])
+@pytest.mark.parametrize("class_count", [1, 10, 30, 31, pytest.param(1000, marks=pytest.mark.slow)])
 def test_figure_draws_every_class(tmp_path, drawn, class_count):
     split, names = with_classes(drawn[1], class_count)
     path = tmp_path / "new" / "profile.png"

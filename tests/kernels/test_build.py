@@ -47,6 +47,7 @@ def test_a_cache_folder_that_cannot_be_made_is_no_failure(fresh, tmp_path, monke
     assert build.library() is None and convolves_like_torch()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.c_compiler() is None, reason="needs a C compiler")
 def test_it_is_compiled_once(fresh):
     assert isinstance(build.library(), ctypes.CDLL)
@@ -57,6 +58,7 @@ def test_it_is_compiled_once(fresh):
     assert path.stat().st_mtime_ns == made and list(fresh.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.c_compiler() is None, reason="needs a C compiler")
 def test_a_library_that_was_cut_off_is_made_again(fresh):
     build.library()

@@ -106,6 +106,7 @@ def test_one_setting_of_every_row(tmp_path):
     assert setting(found, "recover.nothing.here").tolist() == [None, None, None]
 
 
+@pytest.mark.slow
 def test_a_thousand_rows_are_loaded_and_aggregated_within_two_seconds(tmp_path):
     for run in range(100):
         settings = settings_with(seed=run % 5, recover__steps=run // 5)

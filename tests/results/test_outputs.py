@@ -126,7 +126,7 @@ def test_the_card_states_both_kinds_of_bytes():
     assert "1,234 of images; 5,678 of labels" in card and "| distilled | 55.0 |" in card and card.startswith("---\n")
 
 
-@pytest.mark.parametrize(("n_classes", "per_class", "channels"), [(2, 3, 1), (2, 3, 3), (100, 12, 3)])
+@pytest.mark.parametrize(("n_classes", "per_class", "channels"), [(2, 3, 1), (2, 3, 3), pytest.param(100, 12, 3, marks=pytest.mark.slow)])
 def test_the_gallery_shows_images_and_names(tmp_path, n_classes, per_class, channels):
     images = list(torch.randint(0, 256, (n_classes, per_class, channels, 8, 8), dtype=torch.uint8))
     panels = {"initial": images, "distilled": images, "real": [of_class[: 1 + k % 3] for k, of_class in enumerate(images)]}
