@@ -42,10 +42,10 @@ def examine() -> tuple[dict[str, str], list[str]]:
     if device.type == "cuda" and not bfloat16:
         advice.append("No bfloat16 arithmetic on this GPU: compute.precision=auto trains in float32, about half as fast.")
     if kernels and bfloat16:
-        advice.append("compute.precision=auto takes our float32 kernels, the fastest for ConvNets and VGG; ResNets gain half with bfloat16.")
+        advice.append("compute.precision=auto takes our float32 kernels, the fastest for ConvNets and VGG, and bfloat16 for experts with batch norm.")
     if device.type == "cpu" and not kernels:
         advice.append("Our float32 kernels could not be compiled: ConvNets train about 2.5 times slower without; on Debian, apt-get install gcc.")
-    if compiler is None and not kernels:
+    if compiler is None and (bfloat16 or not kernels):
         advice.append("No C++ compiler: set compute.compile=off (compiled training is about 1.5 times as fast); on Debian, apt-get install g++.")
     if memory_gb < LITTLE_MEMORY_GB:
         advice.append(f"Only {memory_gb:.1f} GB of memory free: a CIFAR run takes up to 2.5 GB.")

@@ -113,6 +113,15 @@ def test_doctor_and_compilation_mean_the_same_compiler(call, monkeypatch):
     assert found["facts"]["C++ compiler"] == "none" and any("compute.compile=off" in sentence for sentence in found["advice"])
 
 
+def test_doctor_says_that_bfloat16_needs_a_compiler_beside_our_kernels(call, monkeypatch):
+    monkeypatch.setattr("ray_ltdd.doctor.cpp_compiler", lambda: None)
+    monkeypatch.setattr("ray_ltdd.doctor.has_own_kernels", lambda _: True)
+    for bfloat16 in (True, False):
+        monkeypatch.setattr("ray_ltdd.doctor.has_bfloat16", lambda _, has=bfloat16: has)
+        advice = json.loads(call("doctor", "--json")[1])["advice"]
+        assert any("compute.compile=off" in sentence for sentence in advice) == bfloat16
+
+
 def test_help_is_no_failure(call):
     status, printed, said = call("--help")
     assert status == 0 and "evaluate" in printed and not said

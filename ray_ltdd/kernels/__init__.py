@@ -1,1 +1,1 @@
-"""Convolutions and normalisation for float32 on CPUs, written in C: the leaf that networks compute with where neither a GPU nor bfloat16 is there."""
+"""Convolutions, normalisation and moments for float32 on CPUs, written in C: the leaf that networks compute with where no GPU is there."""

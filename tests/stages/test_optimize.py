@@ -32,14 +32,14 @@ def test_the_schedule_does_not_jump_and_ends_near_zero(n_steps, warmup_share):
 
 def test_the_schedule_in_numbers():
     assert [cosine_with_warmup(step, 8, 0.0) for step in (0, 2, 4, 6)] == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
+    assert [cosine_with_warmup(step, 8, 0.5) for step in range(8)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
+    assert cosine_with_warmup(0, 1, 0.9) == 1.0
 
 
 def test_halvings_come_when_their_share_is_done():
     # the authors' 1000 epochs of 4 batches, halved at epochs 800, 900 and 950
     factor = [halved(epoch * 4, 4000, (0.8, 0.9, 0.95)) for epoch in (0, 799, 800, 899, 900, 949, 950, 999)]
     assert factor == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
-    assert [cosine_with_warmup(step, 8, 0.5) for step in range(8)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
-    assert cosine_with_warmup(0, 1, 0.9) == 1.0
 
 
 def test_the_rate_reaches_every_group():
