@@ -25,7 +25,7 @@ from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.ema import ExponentialAverage
 from ray_ltdd.seeding import generator, seed_dropout
 from ray_ltdd.settings import Settings
-from ray_ltdd.stages.optimize import cosine_with_warmup, halved, load_training_state, set_rate, training_state
+from ray_ltdd.stages.optimize import Optimizers, cosine_with_warmup, halved, load_training_state, make_optimizer, set_rate, training_state
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.scoring import predict
 from ray_ltdd.stages.views import EpochViews, ViewsConfig, draw_epoch_views, epoch_shape, make_batch, mix_labels
@@ -41,7 +41,7 @@ class StudentConfig(Settings):
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="the student's network")
     epochs: int = Field(1000, ge=1, description="passes over the distilled images; baselines train for the same number of steps")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
+    optimizer: Optimizers = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     halve_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (), description="shares of the training after which the rate is halved; empty: it follows a cosine to zero"
@@ -131,7 +131,7 @@ def train_student(
     Raises:
         InputError: the loss became NaN or infinite.
     """
-    optimizer = _optimizer(config, student)
+    optimizer = make_optimizer(config.optimizer, student, config.learning_rate, config.weight_decay, config.momentum, nesterov=True)
     average = ExponentialAverage(student, config.ema_decay) if config.ema_decay else None
     per_epoch, batch = epoch_shape(views_config, len(bank))
     flops = 3 * n_steps * batch * forward_flops(student, bank.channels, bank.image_size)
@@ -268,15 +268,3 @@ def random_real_images(label_N: torch.Tensor, images_per_class: int, n_classes: 
         order = position_N[torch.randperm(len(position_N), generator=generator("cpu", seed, "random-real", label))]
         chosen.append(order.repeat(-(-images_per_class // len(order)))[:images_per_class])
     return torch.cat(chosen)
-
-
-def _optimizer(config: StudentConfig, student: torch.nn.Module) -> torch.optim.Optimizer:
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        student.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )

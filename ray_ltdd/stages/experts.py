@@ -28,7 +28,7 @@ from ray_ltdd.models.expert import Expert
 from ray_ltdd.seeding import derive_seed, generator, seed_dropout
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.expert_losses import debiased_share, imitation_loss, inverse_frequency_weights, mixed_cross_entropy, robust_loss
-from ray_ltdd.stages.optimize import cosine_with_warmup, load_training_state, set_rate, training_state
+from ray_ltdd.stages.optimize import Optimizers, cosine_with_warmup, load_training_state, make_optimizer, set_rate, training_state
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.ranks import SOLO, Ranks
 from ray_ltdd.stages.scoring import Logits, predict
@@ -41,10 +41,14 @@ class ExpertTraining(Settings):
 
     epochs: int = Field(200, ge=1, description="passes over the long-tailed set (by the uniform stream)")
     batch_size: int = Field(64, ge=2, description="images per stream and step; two streams make two mixed views of this size")
-    learning_rate: float = Field(0.05, gt=0, description="peak learning rate of SGD")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    nesterov: bool = Field(True, description="Nesterov's form of momentum")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of SGD")
+    optimizer: Optimizers = Field(
+        "sgd",
+        description="SGD with momentum, or AdamW: a network with instance norm that is taught by another learns many times faster by AdamW in small batches",
+    )
+    learning_rate: float = Field(0.05, gt=0, description="peak learning rate; about 0.002 with AdamW")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; AdamW ignores it")
+    nesterov: bool = Field(True, description="Nesterov's form of SGD's momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of SGD, decoupled for AdamW")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly; a cosine to zero follows")
     debias: bool = Field(
         True,
@@ -99,6 +103,8 @@ class ExpertConfig(Settings):
         The floor is none of them: it decides whether a trained expert is accepted, and who lowers it goes on from the last checkpoint.
         """
         idle = {"accuracy_floor"} if self.taught_by else {"accuracy_floor", "imitation_weight"}
+        # SGD goes unnamed, so that experts trained before there was a choice are still found; AdamW does not know SGD's settings
+        idle |= {"optimizer"} if self.training.optimizer == "sgd" else {"momentum", "nesterov"}
         settings = {
             "model": self.model.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json", exclude=idle),
@@ -157,13 +163,7 @@ def train_expert(
     backend = backend.suited_to(expert)
     n_steps = max(len(bank) // config.batch_size, 1)
     n_all = config.epochs * n_steps
-    optimizer = torch.optim.SGD(
-        expert.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov and config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )
+    optimizer = make_optimizer(config.optimizer, expert, config.learning_rate, config.weight_decay, config.momentum, config.nesterov)
     average = ExponentialAverage(expert, config.ema_decay) if config.ema_decay else None
     weight_K = inverse_frequency_weights(count_K, config.class_weight_exponent).to(backend.device)
     adjustment_K = (config.logit_adjustment * (count_K.double() / count_K.sum()).log()).float().to(backend.device)

@@ -1,7 +1,9 @@
-"""What training experts and students has in common: the rate's schedule, and the state that makes an interrupted training continue exactly."""
+"""What training experts and students has in common: the optimiser, the rate's schedule, and the state that makes an interrupted training continue
+exactly."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 
@@ -20,6 +22,20 @@ def cosine_with_warmup(step: int, n_steps: int, warmup_share: float) -> float:
 def halved(step: int, n_steps: int, shares: Sequence[float]) -> float:
     """The factor on the peak rate: halved when each of `shares` of the steps is done."""
     return float(0.5 ** sum(step >= share * n_steps for share in shares))
+
+
+Optimizers = Literal["sgd", "adamw"]
+
+
+def make_optimizer(
+    kind: Optimizers, module: torch.nn.Module, learning_rate: float, weight_decay: float, momentum: float, nesterov: bool
+) -> torch.optim.Optimizer:
+    """SGD, whose decay is an L2 penalty, or AdamW, whose decay is decoupled and which has no use for `momentum` and `nesterov`."""
+    if kind == "adamw":
+        return torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.SGD(
+        module.parameters(), lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -90,6 +90,22 @@ def test_what_is_imitated_is_in_the_key_of_taught_experts_alone(tmp_path):
     assert len({digest(), *taught}) == 3
 
 
+def test_an_experts_key_names_the_settings_its_optimiser_knows(tmp_path):
+    def digest(*overrides):
+        config = settings(tmp_path, *(f"experts.{change}" for change in overrides))
+        with opened(config) as run:
+            task = expert_task(config, run.bench, config.observer)
+            return task.key.digest, set(task.key.settings["training"])
+
+    sgd, named = digest()
+    # experts trained before there was a choice have no such entry
+    assert "optimizer" not in named
+    assert digest("momentum=0.8")[0] != sgd
+    adamw, named = digest("optimizer=adamw")
+    assert adamw != sgd and not named & {"momentum", "nesterov"}
+    assert digest("optimizer=adamw", "momentum=0.8", "nesterov=false")[0] == adamw
+
+
 def test_a_taught_expert_is_planned_anew_with_every_observer(tmp_path):
     def identities(*overrides):
         runs = stage_runs(settings(tmp_path, *overrides), torch.tensor([40, 30, 20, 10]).numpy())
