@@ -40,11 +40,13 @@ class ExpertTraining(Settings):
     """How an expert is trained. Under `experts` for all; `observer.training` and `teacher.training` override single values."""
 
     epochs: int = Field(200, ge=1, description="passes over the long-tailed set (by the uniform stream)")
-    batch_size: int = Field(64, ge=2, description="images per stream and step; two streams make two mixed views of this size")
-    optimizer: Optimizers = Field(
-        "sgd",
-        description="SGD with momentum, or AdamW: a network with instance norm that is taught by another learns many times faster by AdamW in small batches",
+    batch_size: int = Field(
+        64,
+        ge=2,
+        description="images per stream and step; two streams make two mixed views of this size. A network with instance norm learns far more from "
+        "16 in the same epochs than from 64",
     )
+    optimizer: Optimizers = Field("sgd", description="SGD with momentum, or AdamW: good for a network with instance norm that another teaches")
     learning_rate: float = Field(0.05, gt=0, description="peak learning rate; about 0.002 with AdamW")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; AdamW ignores it")
     nesterov: bool = Field(True, description="Nesterov's form of SGD's momentum")

@@ -33,9 +33,7 @@ def make_optimizer(
     """SGD, whose decay is an L2 penalty, or AdamW, whose decay is decoupled and which has no use for `momentum` and `nesterov`."""
     if kind == "adamw":
         return torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    return torch.optim.SGD(
-        module.parameters(), lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay
-    )
+    return torch.optim.SGD(module.parameters(), lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,0 +1,104 @@
+"""What every component of the method is worth: the same experiment again and again, each time with one component taken away or exchanged.
+
+    python benchmarks/ablation.py [--config FILE] [--only NAME] [--only NAME] [key=value ...]
+
+Every variant is an ordinary run, so what two of them have in common is computed once, an interrupted ablation is continued by the same command, and
+all rows are under the output folder. The difference is to the first line, with a 95 % interval (Welch) over students. These are trained on *one*
+distilled set a variant: the interval says nothing about another draw of experts or crops.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from ray_ltdd.cluster.executor import make_executor
+from ray_ltdd.config import load_config
+from ray_ltdd.reporting import make_reporter
+from ray_ltdd.results.load import load_results
+from ray_ltdd.runs import execute, open_run
+
+ROOT = Path(__file__).parents[1]
+
+WHOLE = "everything"
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    WHOLE: (),
+    "no debiasing": ("experts.debias=false", "observer.training.debias=false", "teacher.training.debias=false"),
+    "no fair statistics": ("calibrate.class_weights=sample", "calibrate.momentum={schedule: constant, value: 0.1}"),
+    "sample weights, exact moments": ("calibrate.class_weights=sample",),
+    "constant momentum 0.1": ("calibrate.momentum={schedule: constant, value: 0.1}",),
+    "constant momentum 0.01": ("calibrate.momentum={schedule: constant, value: 0.01}",),
+    "power momentum 0.5": ("calibrate.momentum={schedule: power, exponent: 0.5}",),
+    "warm-up momentum 0.1": ("calibrate.momentum={schedule: warmup, value: 0.1}",),
+    "mean of class variances": ("calibrate.variance=mean_of_classes",),
+    "confident initial crops": ("select_crops.method=confidence",),
+    "random initial crops": ("select_crops.method=random",),
+    "initial noise": ("select_crops.method=noise",),
+    "no recovery": ("recover.steps=0",),
+    "one label an image": ("relabel.labels=one",),
+    "stored labels, 50 epochs": ("relabel.labels=stored",),
+}
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "cifar10_lt.yaml"))
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=VARIANTS,
+        metavar="NAME",
+        help=f"repeatable; of {', '.join(VARIANTS)}; the first is always made",
+    )
+    parser.add_argument("overrides", nargs="*", help="settings of all variants, such as evaluate.epochs=1000")
+    arguments = parser.parse_args()
+    chosen = [name for name in VARIANTS if name == WHOLE or not arguments.only or name in arguments.only]
+    table = Table(title="Students of the distilled images, top-1 in percent", title_justify="left")
+    for heading in ("variant", "students", "top-1", "many", "medium", "few", "difference", "run"):
+        table.add_column(heading, justify="left" if heading in ("variant", "run") else "right", no_wrap=True)
+    whole: list[float] = []
+    for name in chosen:
+        run = run_variant(arguments.config, [*arguments.overrides, "evaluate.baselines=[]", *VARIANTS[name]])
+        rows = load_results(run)
+        students = rows[rows["method"] == "distilled"]
+        top1 = (100 * students["top1"]).tolist()
+        whole = whole or top1
+        groups = [f"{100 * students[group].mean():.1f}" for group in ("many", "medium", "few")]
+        table.add_row(name, str(len(top1)), mean_and_deviation(top1), *groups, difference(top1, whole) if name != WHOLE else "", run.name)
+        print_table(table)
+
+
+def run_variant(config: str, overrides: Sequence[str]) -> Path:
+    """Run one variant, or find it done; return its folder."""
+    with open_run(load_config(config, overrides).config, make_reporter(quiet=False), make_executor=make_executor) as run:
+        execute(run)
+    return run.folder
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Such as `54.3 ± 0.4`; the mean alone of a single value."""
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> str:
+    """Mean of `values` minus that of `others`, with Welch's 95 % interval where both have deviations."""
+    gap = f"{fmean(values) - fmean(others):+.1f}"
+    if min(len(values), len(others)) < 2:
+        return gap
+    interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
+    return f"{gap} [{interval.low:+.1f}, {interval.high:+.1f}]"
+
+
+def print_table(table: Table) -> None:
+    """As far as it is known, so that an interrupted ablation has shown something."""
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
