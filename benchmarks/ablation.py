@@ -1,6 +1,8 @@
 """What every component of the method is worth: the same experiment again and again, each time with one component taken away or exchanged.
 
-    python benchmarks/ablation.py [--config FILE] [--only NAME] [--only NAME] [key=value ...]
+    python benchmarks/ablation.py [--config FILE] [--only NAME] [--variant "NAME: key=value key=value"] [key=value ...]
+
+--only and --variant may be given several times. With evaluate.part=balanced_train settings are compared without reading the test set.
 
 Every variant is an ordinary run, so what two of them have in common is computed once, an interrupted ablation is continued by the same command, and
 all rows are under the output folder. The difference is to the first line, with a 95 % interval (Welch) over students. These are trained on *one*
@@ -8,6 +10,7 @@ distilled set a variant: the interval says nothing about another draw of experts
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -54,24 +57,34 @@ def main() -> None:
         action="append",
         choices=VARIANTS,
         metavar="NAME",
-        help=f"repeatable; of {', '.join(VARIANTS)}; the first is always made",
+        help=f"of {', '.join(VARIANTS)}; the first is always made",
     )
+    parser.add_argument("--variant", action="append", default=[], help='one of your own, such as "short: recover.steps=50 evaluate.epochs=300"')
     parser.add_argument("overrides", nargs="*", help="settings of all variants, such as evaluate.epochs=1000")
     arguments = parser.parse_args()
-    chosen = [name for name in VARIANTS if name == WHOLE or not arguments.only or name in arguments.only]
-    table = Table(title="Students of the distilled images, top-1 in percent", title_justify="left")
+    own = dict(map(parse_variant, arguments.variant))
+    named = list(VARIANTS) if not arguments.only and not own else [WHOLE, *(arguments.only or ())]
+    variants = {name: VARIANTS[name] for name in dict.fromkeys(named)} | own
+    table = Table(title_justify="left")
     for heading in ("variant", "students", "top-1", "many", "medium", "few", "difference", "run"):
         table.add_column(heading, justify="left" if heading in ("variant", "run") else "right", no_wrap=True)
     whole: list[float] = []
-    for name in chosen:
-        run = run_variant(arguments.config, [*arguments.overrides, "evaluate.baselines=[]", *VARIANTS[name]])
+    for name, changes in variants.items():
+        run = run_variant(arguments.config, [*arguments.overrides, "evaluate.baselines=[]", *changes])
         rows = load_results(run)
         students = rows[rows["method"] == "distilled"]
         top1 = (100 * students["top1"]).tolist()
+        table.title = "Students of the distilled images, top-1 in percent on {n_tested:,} {part} images".format(**students.iloc[0])
         whole = whole or top1
         groups = [f"{100 * students[group].mean():.1f}" for group in ("many", "medium", "few")]
         table.add_row(name, str(len(top1)), mean_and_deviation(top1), *groups, difference(top1, whole) if name != WHOLE else "", run.name)
         print_table(table)
+
+
+def parse_variant(text: str) -> tuple[str, tuple[str, ...]]:
+    """Split `NAME: key=value key=value`, quoted as in a shell."""
+    name, _, changes = text.partition(":")
+    return name.strip(), tuple(shlex.split(changes))
 
 
 def run_variant(config: str, overrides: Sequence[str]) -> Path:

@@ -99,6 +99,12 @@ class ExperimentConfig(Settings):
             raise ValueError("observer.taught_by: the observer cannot teach itself; leave it empty, and set teacher.taught_by=observer instead")
         return self
 
+    @model_validator(mode="after")
+    def _baselines_have_not_seen_what_they_are_tested_on(self) -> "ExperimentConfig":
+        if self.evaluate.part == "balanced_train" and self.evaluate.baselines:
+            raise ValueError("evaluate.part=balanced_train: the baselines train on images of this part; set evaluate.baselines=[]")
+        return self
+
     @property
     def teachers(self) -> tuple[ExpertConfig, ...]:
         """The teacher and all further ones."""

@@ -25,7 +25,10 @@ from ray_ltdd.stages.relabel import mean_logits
 from ray_ltdd.stages.scoring import Logits
 from ray_ltdd.statistics.observe import Observation, observing
 
-Part = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test", "balanced_train"]
+MOST_TRAINING_IMAGES_SCORED = 100
+"""Of each class, in the part `balanced_train`."""
+
 N_STORED_BANKS = 4
 
 
@@ -128,16 +131,24 @@ class Workbench:
             InputError: the validation part is asked for and the split has none.
         """
         if part not in self._banks:
-            images = self.prepared.test if part == "test" else self.prepared.train
-            index_N = {
-                "train": self.split.train_index_N,
-                "validation": self.split.validation_index_N,
-                "test": np.arange(len(self.prepared.test.label_N)),
-            }[part]
+            images, index_N = self.prepared.test if part == "test" else self.prepared.train, self._index(part)
             if not len(index_N):
                 raise InputError("evaluate.part=validation, but the split sets no images aside: give split.validation_per_class, such as 50.")
             self._banks[part] = ImageBank(images.image_NCHW, images.label_N, index_N, self.backend.device)
         return self._banks[part]
+
+    def _index(self, part: Part) -> np.ndarray:
+        if part == "test":
+            return np.arange(len(self.prepared.test.label_N))
+        if part == "balanced_train":
+            return self._balanced_index()
+        return self.split.train_index_N if part == "train" else self.split.validation_index_N
+
+    def _balanced_index(self) -> np.ndarray:
+        """As many training images of every class as the smallest has, at most `MOST_TRAINING_IMAGES_SCORED`: the first in the split's order."""
+        label_N = self.prepared.train.label_N[self.split.train_index_N]
+        n = min(int(self.split.count_K.min()), MOST_TRAINING_IMAGES_SCORED)
+        return np.concatenate([self.split.train_index_N[label_N == label][:n] for label in range(self.n_classes)])
 
     def stored_bank(self, artifact: Artifact) -> ImageBank:
         """The images of an artifact with `image` (uint8 [N, C, H, W]) and `label` (int64 [N])."""
@@ -166,9 +177,7 @@ class Workbench:
 
     def n_images(self, part: Part) -> int:
         """Images of a part of the data, without loading them."""
-        return {"train": len(self.split.train_index_N), "validation": len(self.split.validation_index_N), "test": len(self.prepared.test.label_N)}[
-            part
-        ]
+        return len(self._index(part))
 
     def blueprint(self, config: ModelConfig) -> Expert:
         """An expert of these settings without weights or memory, to ask for its layers."""

@@ -58,7 +58,12 @@ class EvaluateConfig(StudentConfig):
     """Students, baselines, and what they are tested on."""
 
     seeds: int = Field(3, ge=1, description="students of different seeds; the mean and deviation are over them")
-    part: Literal["test", "validation"] = Field("test", description="what students are tested on; searches use validation, never test")
+    part: Literal["test", "validation", "balanced_train"] = Field(
+        "test",
+        description="what students are tested on. Searches use validation, never test. balanced_train: as many training images of every class as "
+        "the smallest has, at most 100: says which settings let students follow their teacher without setting images aside or reading the test set. "
+        "The teacher has seen these images, students at most some crops of them: compare such accuracies with one another only",
+    )
     baselines: tuple[Literal["random", "whole"], ...] = Field(
         ("random", "whole"),
         description="also train students on as many random real images, on the whole long-tailed set (one-hot labels, same steps)",
