@@ -18,7 +18,7 @@ BENCHMARKS = ("digits", "cifar10_lt", "cifar100_lt", "tiny_imagenet_lt", "imagen
 MOMENTUM = {"momentum.schedule", "momentum.value", "momentum.exponent", "batch_size", "class_weights", "beta", "variance"}
 STUDIES = {
     "momentum": {f"calibrate.{name}" for name in MOMENTUM} | {"recover.statistics_momentum"},
-    "initialisation": {f"select_crops.{name}" for name in ("crops_per_image", "min_scale", "confidence_threshold", "max_rounds")},
+    "initialisation": {f"select_crops.{name}" for name in ("method", "crops_per_image", "min_scale", "confidence_threshold", "max_rounds")},
 }
 STUDIES["full"] = STUDIES["momentum"] | STUDIES["initialisation"]
 STUDIES["full"] |= {"recover.steps", "recover.alignment_weight", "recover.class_weight", "recover.first_layer_weight", "relabel.tau"}
@@ -67,10 +67,10 @@ def test_a_study_loads_and_every_point_is_a_valid_experiment(path):
     assert sweep.config.sampler.n_startup_trials < sweep.config.trials and sweep.config.concurrency <= sweep.config.sampler.n_startup_trials
 
 
-def test_branches_are_all_combinations_of_schedules_and_weights():
+def test_branches_are_all_combinations_of_schedules_weights_and_initial_crops():
     cell = load_sweep(next(path for path in SWEEPS if path.stem == "digits_full")).cells[0]
     found = [tuple(branch.values()) for branch in branches(cell.space)]
-    assert len(found) == len(set(found)) == 4 * 3
+    assert len(found) == len(set(found)) == 4 * 3 * 2
 
 
 @pytest.mark.parametrize("path", [path for path in SWEEPS if "digits" in path.stem], ids=lambda path: path.stem)
