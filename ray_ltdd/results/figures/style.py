@@ -61,6 +61,10 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return drawn
 
 
+FREE_LEGEND_ROWS = 4
+LEGEND_ROW_INCHES = 0.17
+
+
 def new_figure(height: float, width: float = PAGE_WIDTH) -> Figure:
     """Return an empty figure of the given size in inches, laid out so that nothing overlaps."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -88,11 +92,16 @@ def exact_ticks(axes: Axes, values: Sequence[float]) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Put the legend of `axes` below the whole figure, in as many columns as fit its width; none where there is nothing to name."""
+    """Put the legend of `axes` below the whole figure, in as many columns as fit its width; none where there is nothing to name.
+
+    A legend of more than `FREE_LEGEND_ROWS` makes the figure higher instead of its panels flatter.
+    """
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
     n_columns = max(n for n in range(1, len(labels) + 1) if n == 1 or _legend_width(labels, n) <= figure.get_figwidth())
+    n_rows = -(-len(labels) // n_columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * max(n_rows - FREE_LEGEND_ROWS, 0))
     figure.legend(handles, labels, loc="outside lower center", ncols=n_columns)
 
 
