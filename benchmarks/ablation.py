@@ -13,7 +13,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +23,7 @@ from ray_ltdd.cluster.executor import make_executor
 from ray_ltdd.config import load_config
 from ray_ltdd.reporting import make_reporter
 from ray_ltdd.results.load import load_results
-from ray_ltdd.runs import execute, open_run
+from ray_ltdd.runs import Report, execute, open_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ WHOLE = "everything"
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     WHOLE: (),
-    "no debiasing": ("experts.debias=false", "observer.training.debias=false", "teacher.training.debias=false"),
+    "no debiasing": ("experts.debias=false",),
     "no fair statistics": ("calibrate.class_weights=sample", "calibrate.momentum={schedule: constant, value: 0.1}"),
     "sample weights, exact moments": ("calibrate.class_weights=sample",),
     "constant momentum 0.1": ("calibrate.momentum={schedule: constant, value: 0.1}",),
@@ -70,15 +70,16 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in ("variant", "run") else "right", no_wrap=True)
     whole: list[float] = []
     for name, changes in variants.items():
-        run = run_variant(arguments.config, [*arguments.overrides, "evaluate.baselines=[]", *changes])
-        rows = load_results(run)
-        students = rows[rows["method"] == "distilled"]
-        top1 = (100 * students["top1"]).tolist()
-        table.title = "Students of the distilled images, top-1 in percent on {n_tested:,} {part} images".format(**students.iloc[0])
+        report = run_variant(arguments.config, [*arguments.overrides, "evaluate.baselines=[]", *changes])
+        students = next(outcome for outcome in report.outcomes if outcome.method == "distilled")
+        part = report.run.config.evaluate.part
+        table.title = f"Students of the distilled images, top-1 in percent on {report.run.bench.n_images(part):,} {part} images"
+        groups = ["" if (mean := students.mean[group]) is None else f"{mean:.1f}" for group in ("many", "medium", "few")]
+        top1 = top1_of_students(report)
+        table.add_row(name, str(students.n), students.top1, *groups, difference(top1, whole) if whole else "", report.run.folder.name)
+        # as far as it is known, so that an interrupted ablation has shown something
+        Console(width=140).print(table)
         whole = whole or top1
-        groups = [f"{100 * students[group].mean():.1f}" for group in ("many", "medium", "few")]
-        table.add_row(name, str(len(top1)), mean_and_deviation(top1), *groups, difference(top1, whole) if name != WHOLE else "", run.name)
-        print_table(table)
 
 
 def parse_variant(text: str) -> tuple[str, tuple[str, ...]]:
@@ -87,16 +88,17 @@ def parse_variant(text: str) -> tuple[str, tuple[str, ...]]:
     return name.strip(), tuple(shlex.split(changes))
 
 
-def run_variant(config: str, overrides: Sequence[str]) -> Path:
-    """Run one variant, or find it done; return its folder."""
+def run_variant(config: str, overrides: Sequence[str]) -> Report:
+    """Run one variant, or find it done."""
     with open_run(load_config(config, overrides).config, make_reporter(quiet=False), make_executor=make_executor) as run:
-        execute(run)
-    return run.folder
+        return execute(run)
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Such as `54.3 ± 0.4`; the mean alone of a single value."""
-    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+def top1_of_students(report: Report) -> list[float]:
+    """Top-1 of each student of a run in percent; those that `ray-ltdd evaluate` trained later in the same folder are not the run's."""
+    rows = load_results(report.run.folder)
+    own = rows[(rows["method"] == "distilled") & (rows["fingerprint"] == report.run.config.fingerprint)]
+    return (100 * own["top1"]).tolist()
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> str:
@@ -106,11 +108,6 @@ def difference(values: Sequence[float], others: Sequence[float]) -> str:
         return gap
     interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
     return f"{gap} [{interval.low:+.1f}, {interval.high:+.1f}]"
-
-
-def print_table(table: Table) -> None:
-    """As far as it is known, so that an interrupted ablation has shown something."""
-    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -141,10 +141,11 @@ class Workbench:
         if part == "test":
             return np.arange(len(self.prepared.test.label_N))
         if part == "balanced_train":
-            return self._balanced_index()
+            return self._balanced_index_N
         return self.split.train_index_N if part == "train" else self.split.validation_index_N
 
-    def _balanced_index(self) -> np.ndarray:
+    @cached_property
+    def _balanced_index_N(self) -> np.ndarray:
         """As many training images of every class as the smallest has, at most `MOST_TRAINING_IMAGES_SCORED`: the first in the split's order."""
         label_N = self.prepared.train.label_N[self.split.train_index_N]
         n = min(int(self.split.count_K.min()), MOST_TRAINING_IMAGES_SCORED)

@@ -43,10 +43,10 @@ class ExpertTraining(Settings):
     batch_size: int = Field(
         64,
         ge=2,
-        description="images per stream and step; two streams make two mixed views of this size. A network with instance norm learns far more from "
-        "16 in the same epochs than from 64",
+        description="images per stream and step; two streams make two mixed views of this size. A ConvNet that another network "
+        "teaches learns far more from 16 than from 64 in a few epochs",
     )
-    optimizer: Optimizers = Field("sgd", description="SGD with momentum, or AdamW: good for a network with instance norm that another teaches")
+    optimizer: Optimizers = Field("sgd", description="SGD with momentum, or AdamW, which served a ConvNet that another network teaches")
     learning_rate: float = Field(0.05, gt=0, description="peak learning rate; about 0.002 with AdamW")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; AdamW ignores it")
     nesterov: bool = Field(True, description="Nesterov's form of SGD's momentum")

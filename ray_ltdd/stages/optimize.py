@@ -10,6 +10,8 @@ import torch
 from ray_ltdd.artifacts import CheckpointSlot
 from ray_ltdd.models.ema import ExponentialAverage
 
+Optimizers = Literal["sgd", "adamw"]
+
 
 def cosine_with_warmup(step: int, n_steps: int, warmup_share: float) -> float:
     """The factor on the peak rate: linear from 0 over the first `warmup_share` of the steps, then half a cosine that reaches 0 after the last."""
@@ -22,9 +24,6 @@ def cosine_with_warmup(step: int, n_steps: int, warmup_share: float) -> float:
 def halved(step: int, n_steps: int, shares: Sequence[float]) -> float:
     """The factor on the peak rate: halved when each of `shares` of the steps is done."""
     return float(0.5 ** sum(step >= share * n_steps for share in shares))
-
-
-Optimizers = Literal["sgd", "adamw"]
 
 
 def make_optimizer(

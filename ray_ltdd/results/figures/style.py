@@ -23,6 +23,10 @@ SEQUENTIAL = "viridis"
 PAGE_WIDTH = 7.0
 """Inches: the text width of an A4 or letter page, two columns of a paper."""
 
+FREE_LEGEND_ROWS = 4
+LEGEND_ROW_INCHES = 0.17
+"""By which a figure grows for every row of its legend beyond `FREE_LEGEND_ROWS`."""
+
 _RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -59,10 +63,6 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
             return draw(*args, **kwargs)
 
     return drawn
-
-
-FREE_LEGEND_ROWS = 4
-LEGEND_ROW_INCHES = 0.17
 
 
 def new_figure(height: float, width: float = PAGE_WIDTH) -> Figure:
