@@ -175,7 +175,6 @@ def test_experts_are_trained_once_and_winners_are_compared_with_the_defaults(fin
 
 
 def test_it_could_be_watched(finished):
-    assert any(cell.eta_seconds for status in finished.seen for cell in status.cells)
     assert max(cell.device_hours for status in finished.seen for cell in status.cells) > 0
     assert {len(status.hosts) for status in finished.seen} >= {2} and finished.seen[-1].phase.endswith("of 8 runs done")
 
