@@ -1,9 +1,8 @@
 """Where and how tensors are computed: device, precision, compilation, threads.
 
-bf16 is chosen only where the hardware multiplies in it: on a CPU without such instructions torch emulates them, measured 8 times slower than float32
-(ConvNet-3, 33 against 289 images/s on an AVX2 machine). A CPU that has them is still faster in float32 with this package's kernels, and needs no
-compilation first: training a ConvNet-3 on 2 cores with AVX512-BF16, 1307 images/s against 1133 in compiled bf16; VGG-11 319 against 316. Experts with
-batch norm are what bf16 is for there: ResNet-32 611 against 420 images/s.
+bf16 is chosen only where the hardware multiplies in it: on a CPU without such instructions torch emulates them, measured 8 times slower than
+float32 (ConvNet-3, 33 against 289 images/s on an AVX2 machine). On a CPU that has them this package's kernels keep maps and weights in float32 and
+multiply in bf16, as a GPU does in TF32; that needs no compilation first.
 """
 
 import logging
@@ -23,7 +22,7 @@ from pydantic import Field
 
 from ray_ltdd.errors import InputError
 from ray_ltdd.kernels.build import library
-from ray_ltdd.kernels.ops import switched_off
+from ray_ltdd.kernels.ops import bfloat16_products, multiply_bfloat16, switched_off
 from ray_ltdd.settings import Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -38,8 +37,8 @@ class ComputeConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live; auto takes a GPU when CUDA sees one")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="type of forward and backward passes; auto takes float32 on a CPU with a C compiler, which has our own kernels, else bfloat16 "
-        "where the hardware multiplies in it. Moments are always float64",
+        description="type of forward and backward passes; auto takes float32 on a CPU with a C compiler, which has our own kernels (convolutions of "
+        "bfloat16 products where the CPU has them), else bfloat16 where the hardware multiplies in it. Moments are always float64",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -54,12 +53,14 @@ class Backend:
 
     Attributes:
         dtype_without_kernels: what networks that our kernels do not serve are trained in, where the precision is left open; None: `dtype` as well.
+        bfloat16_products: our kernels' convolutions multiply bfloat16 values; their maps, weights and sums are `dtype`, float32.
     """
 
     device: torch.device
     dtype: torch.dtype
     compiles: Literal["auto", "on", "off"] = "auto"
     dtype_without_kernels: torch.dtype | None = None
+    bfloat16_products: bool = False
 
     def suited_to(self, network: torch.nn.Module) -> "Backend":
         """This backend as it is best for training `network`.
@@ -72,7 +73,9 @@ class Backend:
         return Backend(self.device, self.dtype_without_kernels, self.compiles)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context for forward passes; does nothing in float32."""
+        """The context for forward passes; does nothing in plain float32."""
+        if self.bfloat16_products:
+            return bfloat16_products()
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
     def worth_compiling(self, flops: float) -> bool:
@@ -114,7 +117,7 @@ class Backend:
         """Plain data for the result rows."""
         return {
             "device": str(self.device),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": "bfloat16 products" if self.bfloat16_products else str(self.dtype).removeprefix("torch."),
             "compile": self.compiles,
         }
 
@@ -171,7 +174,7 @@ def resolve_backend(config: ComputeConfig) -> Backend:
         return Backend(device, getattr(torch, config.precision), config.compile)
     best = torch.bfloat16 if has_bfloat16(device) else torch.float32
     if has_own_kernels(device):
-        return Backend(device, torch.float32, config.compile, None if best is torch.float32 else best)
+        return Backend(device, torch.float32, config.compile, None if best is torch.float32 else best, multiply_bfloat16())
     return Backend(device, best, config.compile)
 
 

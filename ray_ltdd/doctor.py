@@ -11,6 +11,7 @@ import torch
 from ray_ltdd.artifacts import device_name, free_space_gb
 from ray_ltdd.compute import cpp_compiler, has_bfloat16, has_own_kernels
 from ray_ltdd.kernels.build import c_compiler
+from ray_ltdd.kernels.ops import multiply_bfloat16
 
 LITTLE_MEMORY_GB = 4.0
 LITTLE_DISK_GB = 5.0
@@ -32,7 +33,7 @@ def examine() -> tuple[dict[str, str], list[str]]:
         "bfloat16": "in hardware" if bfloat16 else "not in hardware",
         "C compiler": c_compiler() or "none",
         "C++ compiler": compiler or "none",
-        "own float32 kernels": "compiled" if kernels else "none",
+        "own kernels": ("compiled, bfloat16 products" if multiply_bfloat16() else "compiled") if kernels else "none",
         "free memory": f"{memory_gb:.1f} GB",
         "free disk here": f"{disk_gb:.1f} GB",
     }
@@ -42,9 +43,11 @@ def examine() -> tuple[dict[str, str], list[str]]:
     if device.type == "cuda" and not bfloat16:
         advice.append("No bfloat16 arithmetic on this GPU: compute.precision=auto trains in float32, about half as fast.")
     if kernels and bfloat16:
-        advice.append("compute.precision=auto takes our float32 kernels, the fastest for ConvNets and VGG, and bfloat16 for experts with batch norm.")
+        advice.append(
+            "compute.precision=auto takes our kernels, the fastest for ConvNets and VGG, and compiled bfloat16 for experts with batch norm."
+        )
     if device.type == "cpu" and not kernels:
-        advice.append("Our float32 kernels could not be compiled: ConvNets train about 2.5 times slower without; on Debian, apt-get install gcc.")
+        advice.append("Our kernels could not be compiled: ConvNets train about 2.5 times slower without; on Debian, apt-get install gcc.")
     if compiler is None and (bfloat16 or not kernels):
         advice.append("No C++ compiler: set compute.compile=off (compiled training is about 1.5 times as fast); on Debian, apt-get install g++.")
     if memory_gb < LITTLE_MEMORY_GB:

@@ -11,7 +11,7 @@ from ray_ltdd import compute
 from ray_ltdd.compute import COMPILE_WORTH_FLOPS, Backend, ComputeConfig, cpp_compiler, forward_flops, has_bfloat16, resolve_backend
 from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import ModelConfig
-from ray_ltdd.models.expert import build_student
+from ray_ltdd.models.expert import build_expert, build_student
 
 CPU = torch.device("cpu")
 
@@ -116,12 +116,27 @@ def test_a_cpu_with_our_kernels_computes_in_float32_unless_told_otherwise(monkey
     monkeypatch.setattr(compute, "has_bfloat16", lambda _: True)
     backend = resolve_backend(ComputeConfig(device="cpu"))
     assert backend.dtype == torch.float32
+    assert backend.bfloat16_products == compute.multiply_bfloat16()
+    assert backend.describe()["precision"] == ("bfloat16 products" if backend.bfloat16_products else "float32")
     assert resolve_backend(ComputeConfig(device="cpu", precision="bfloat16")).dtype == torch.bfloat16
     with_batch_norm = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     assert backend.suited_to(torch.nn.Linear(2, 2)) == backend
     assert backend.suited_to(with_batch_norm) == Backend(CPU, torch.bfloat16, "auto")
     named = resolve_backend(ComputeConfig(device="cpu", precision="float32"))
-    assert named.suited_to(with_batch_norm) == named
+    assert named.suited_to(with_batch_norm) == named and not named.bfloat16_products
+
+
+@pytest.mark.skipif(not compute.multiply_bfloat16(), reason="needs a processor with AVX512-BF16")
+def test_with_the_precision_left_open_convolutions_multiply_bfloat16_values_where_the_processor_does():
+    expert = build_expert(ModelConfig(width=16), 32, 3, 10, [0.5] * 3, [0.2] * 3, 0)
+    image_NCHW = torch.rand(4, 3, 32, 32)
+    logits = {}
+    for precision in ("auto", "float32"):
+        with resolve_backend(ComputeConfig(device="cpu", precision=precision)).autocast(), torch.no_grad():
+            logits[precision] = expert(image_NCHW)
+    assert torch.equal(logits["float32"], expert(image_NCHW))
+    difference = (logits["auto"] - logits["float32"]).norm() / logits["float32"].norm()
+    assert logits["auto"].dtype is torch.float32 and 1e-4 < difference < 0.1
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads /proc/cpuinfo")

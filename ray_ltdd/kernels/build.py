@@ -15,7 +15,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("float32.c")
+SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC")
 
 
@@ -31,7 +31,7 @@ def library() -> ctypes.CDLL | None:
     compiler = c_compiler()
     if compiler is None:
         return None
-    path = _cache_folder() / f"float32-{_fingerprint(compiler)}.so"
+    path = _cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
     # a file that cannot be loaded, cut off by a full disk of old, is compiled again
     return (_load(path) if path.exists() else None) or (_load(path) if _compile(compiler, path) else None)
 

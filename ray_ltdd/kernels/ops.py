@@ -24,6 +24,7 @@ SMALLEST_MAP = 3
 
 _LIBRARY = torch.library.Library("ray_ltdd", "DEF")
 _switched_off = False
+_half = False
 
 
 @contextmanager
@@ -35,6 +36,33 @@ def switched_off() -> Iterator[None]:
         yield
     finally:
         _switched_off = before
+
+
+@torch.compiler.assume_constant_result
+def multiply_bfloat16() -> bool:
+    """Whether the kernels can multiply bfloat16 values here: they could be compiled, for an x86 processor with AVX512-BF16."""
+    kernels = library()
+    return kernels is not None and bool(kernels.multiplies_bfloat16())
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Let convolutions of more than 4 channels, and first blocks, multiply bfloat16 values while the context lasts; their gradients then do so, too.
+
+    Maps, weights and sums stay float32. A convolution errs by about 1 % of its result's norm, 4 times what bfloat16 inputs of a direct one cost: the
+    transforms of Winograd's way amplify rounding. It takes 0.6 of the time.
+
+    Raises:
+        RuntimeError: the processor has no instruction for it, see `multiply_bfloat16`.
+    """
+    if not multiply_bfloat16():
+        raise RuntimeError("this processor does not multiply bfloat16 values")
+    global _half
+    before, _half = _half, True
+    try:
+        yield
+    finally:
+        _half = before
 
 
 def suit(map_NCHW: torch.Tensor) -> bool:
@@ -103,8 +131,8 @@ def _map(n: int, channels: int, height: int, width: int, like: torch.Tensor) -> 
     return torch.empty((n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-@_operator("conv3x3(Tensor map, Tensor weight, Tensor? bias) -> Tensor")
-def _conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+@_operator("conv3x3(Tensor map, Tensor weight, Tensor? bias, bool half) -> Tensor")
+def _conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, half: bool) -> torch.Tensor:
     map_NIHW = _last(map_NIHW)
     (n, n_in, height, width), n_out = map_NIHW.shape, weight_OIHW.shape[0]
     out = _map(n, n_out, height, width, map_NIHW)
@@ -112,18 +140,18 @@ def _conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Te
     if n_in <= MOST_DIRECT_CHANNELS:
         _call("direct", map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, out, *size)
     else:
-        _call("winograd", map_NIHW, weight_OIHW, _strides(weight_OIHW), ctypes.c_int(0), bias_O, out, *size)
+        _call("winograd", ctypes.c_int(half), map_NIHW, weight_OIHW, _strides(weight_OIHW), ctypes.c_int(0), bias_O, out, *size)
     return out
 
 
 @torch.library.register_fake("ray_ltdd::conv3x3", lib=_LIBRARY)
-def _(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+def _(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, half: bool) -> torch.Tensor:
     n, _, height, width = map_NIHW.shape
     return _map(n, weight_OIHW.shape[0], height, width, map_NIHW)
 
 
-@_operator("conv3x3_input_gradient(Tensor gradient, Tensor weight) -> Tensor")
-def _input_gradient(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> torch.Tensor:
+@_operator("conv3x3_input_gradient(Tensor gradient, Tensor weight, bool half) -> Tensor")
+def _input_gradient(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor, half: bool) -> torch.Tensor:
     gradient_NOHW = _last(gradient_NOHW)
     (n, n_out, height, width), n_in = gradient_NOHW.shape, weight_OIHW.shape[1]
     out = _map(n, n_in, height, width, gradient_NOHW)
@@ -132,43 +160,47 @@ def _input_gradient(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> t
         _call("direct_input", gradient_NOHW, weight_OIHW, _strides(weight_OIHW), out, n, height, width, n_in, n_out, threads)
     else:
         turned = (_strides(weight_OIHW, swapped=True), ctypes.c_int(1), None)
-        _call("winograd", gradient_NOHW, weight_OIHW, *turned, out, n, height, width, n_out, n_in, threads)
+        _call("winograd", ctypes.c_int(half), gradient_NOHW, weight_OIHW, *turned, out, n, height, width, n_out, n_in, threads)
     return out
 
 
 @torch.library.register_fake("ray_ltdd::conv3x3_input_gradient", lib=_LIBRARY)
-def _(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> torch.Tensor:
+def _(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor, half: bool) -> torch.Tensor:
     n, _, height, width = gradient_NOHW.shape
     return _map(n, weight_OIHW.shape[1], height, width, gradient_NOHW)
 
 
-@_operator("conv3x3_weight_gradient(Tensor map, Tensor gradient, Tensor weight) -> Tensor")
-def _weight_gradient(map_NIHW: torch.Tensor, gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> torch.Tensor:
+@_operator("conv3x3_weight_gradient(Tensor map, Tensor gradient, Tensor weight, bool half) -> Tensor")
+def _weight_gradient(map_NIHW: torch.Tensor, gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor, half: bool) -> torch.Tensor:
     map_NIHW, gradient_NOHW = _last(map_NIHW), _last(gradient_NOHW)
     (n, n_in, height, width), n_out = map_NIHW.shape, gradient_NOHW.shape[1]
     out = torch.empty_like(weight_OIHW)
-    name = "direct_weights" if n_in <= MOST_DIRECT_CHANNELS else "winograd_weights"
-    _call(name, map_NIHW, gradient_NOHW, out, _strides(out), n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
+    given = (map_NIHW, gradient_NOHW, out, _strides(out), n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
+    if n_in <= MOST_DIRECT_CHANNELS:
+        _call("direct_weights", *given)
+    else:
+        _call("winograd_weights", ctypes.c_int(half), *given)
     return out
 
 
 @torch.library.register_fake("ray_ltdd::conv3x3_weight_gradient", lib=_LIBRARY)
-def _(map_NIHW: torch.Tensor, gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor) -> torch.Tensor:
+def _(map_NIHW: torch.Tensor, gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor, half: bool) -> torch.Tensor:
     return torch.empty_like(weight_OIHW)
 
 
 def _keep_convolution(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    map_NIHW, weight_OIHW, _ = inputs
+    map_NIHW, weight_OIHW, _, ctx.half = inputs
     ctx.save_for_backward(map_NIHW if ctx.needs_input_grad[1] else None, weight_OIHW)
 
 
 def _convolution_backward(ctx: Any, gradient_NOHW: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     map_NIHW, weight_OIHW = ctx.saved_tensors
-    for_map, for_weight, for_bias = ctx.needs_input_grad
+    for_map, for_weight, for_bias, _ = ctx.needs_input_grad
     return (
-        torch.ops.ray_ltdd.conv3x3_input_gradient(gradient_NOHW, weight_OIHW) if for_map else None,
-        torch.ops.ray_ltdd.conv3x3_weight_gradient(map_NIHW, gradient_NOHW, weight_OIHW) if for_weight else None,
+        torch.ops.ray_ltdd.conv3x3_input_gradient(gradient_NOHW, weight_OIHW, ctx.half) if for_map else None,
+        torch.ops.ray_ltdd.conv3x3_weight_gradient(map_NIHW, gradient_NOHW, weight_OIHW, ctx.half) if for_weight else None,
         gradient_NOHW.sum((0, 2, 3)) if for_bias else None,
+        None,
     )
 
 
@@ -178,6 +210,8 @@ torch.library.register_autograd("ray_ltdd::conv3x3", _convolution_backward, setu
 def conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """Convolve with 3x3 filters, stride 1 and padding 1: what torch's conv2d gives, up to about 1e-5 of the largest value.
 
+    In `bfloat16_products` up to about 1 % of the norm.
+
     Args:
         map_NIHW: float32, H and W at least 3.
         weight_OIHW: float32 [O, I, 3, 3]; channels as `suit_channels` has them.
@@ -186,7 +220,7 @@ def conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Ten
     Returns:
         float32 [N, O, H, W].
     """
-    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.conv3x3(map_NIHW, weight_OIHW, bias_O)
+    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.conv3x3(map_NIHW, weight_OIHW, bias_O, _half)
     return out_NOHW
 
 
@@ -275,22 +309,34 @@ def norm_relu_pool(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch
     return out_NCHW
 
 
-@_operator("first_block(Tensor map, Tensor weight, Tensor? bias, Tensor scale, Tensor shift, float epsilon) -> (Tensor, Tensor, Tensor)")
+@_operator("first_block(Tensor map, Tensor weight, Tensor? bias, Tensor scale, Tensor shift, float epsilon, bool half) -> (Tensor, Tensor, Tensor)")
 def _first_block(
-    map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, scale_O: torch.Tensor, shift_O: torch.Tensor, epsilon: float
+    map_NIHW: torch.Tensor,
+    weight_OIHW: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    scale_O: torch.Tensor,
+    shift_O: torch.Tensor,
+    epsilon: float,
+    half: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     map_NIHW = _last(map_NIHW)
     (n, n_in, height, width), n_out = map_NIHW.shape, weight_OIHW.shape[0]
     out, mean_NO, rate_NO = _pooled(n, n_out, height, width, map_NIHW)
     size = (n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
     norm = _norm(scale_O, shift_O, epsilon)
-    _call("first_block", map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, norm, out, mean_NO, rate_NO, *size)
+    _call("first_block", ctypes.c_int(half), map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, norm, out, mean_NO, rate_NO, *size)
     return out, mean_NO, rate_NO
 
 
 @torch.library.register_fake("ray_ltdd::first_block", lib=_LIBRARY)
 def _(
-    map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, scale_O: torch.Tensor, shift_O: torch.Tensor, epsilon: float
+    map_NIHW: torch.Tensor,
+    weight_OIHW: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    scale_O: torch.Tensor,
+    shift_O: torch.Tensor,
+    epsilon: float,
+    half: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n, _, height, width = map_NIHW.shape
     return _pooled(n, weight_OIHW.shape[0], height, width, map_NIHW)
@@ -298,7 +344,7 @@ def _(
 
 @_operator(
     "first_block_gradient(Tensor map, Tensor weight, Tensor? bias, Tensor scale, Tensor shift, Tensor mean, Tensor rate, float epsilon,"
-    " Tensor gradient, bool for_map, bool for_weight) -> (Tensor, Tensor, Tensor, Tensor)"
+    " bool half, Tensor gradient, bool for_map, bool for_weight) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _first_block_gradient(
     map_NIHW: torch.Tensor,
@@ -309,6 +355,7 @@ def _first_block_gradient(
     mean_NO: torch.Tensor,
     rate_NO: torch.Tensor,
     epsilon: float,
+    half: bool,
     gradient_NOHW: torch.Tensor,
     for_map: bool,
     for_weight: bool,
@@ -320,7 +367,9 @@ def _first_block_gradient(
     scale_NO, shift_NO = torch.empty_like(mean_NO), torch.empty_like(mean_NO)
     size = (n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
     given = (map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, _norm(scale_O, shift_O, epsilon), mean_NO, rate_NO, gradient_NOHW)
-    _call("first_block_backward", *given, of_map if for_map else None, of_weight if for_weight else None, scale_NO, shift_NO, *size)
+    _call(
+        "first_block_backward", ctypes.c_int(half), *given, of_map if for_map else None, of_weight if for_weight else None, scale_NO, shift_NO, *size
+    )
     return of_map, of_weight, scale_NO.sum(0), shift_NO.sum(0)
 
 
@@ -334,6 +383,7 @@ def _(
     mean_NO: torch.Tensor,
     rate_NO: torch.Tensor,
     epsilon: float,
+    half: bool,
     gradient_NOHW: torch.Tensor,
     for_map: bool,
     for_weight: bool,
@@ -344,16 +394,16 @@ def _(
 
 
 def _keep_first_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    *tensors, ctx.epsilon = inputs
+    *tensors, ctx.epsilon, ctx.half = inputs
     ctx.save_for_backward(*tensors, output[1], output[2])
     ctx.mark_non_differentiable(output[1], output[2])
 
 
 def _first_block_backward(ctx: Any, gradient_NOHW: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     saved, (for_map, for_weight) = ctx.saved_tensors, ctx.needs_input_grad[:2]
-    of_map, of_weight, of_scale, of_shift = torch.ops.ray_ltdd.first_block_gradient(*saved, ctx.epsilon, gradient_NOHW, for_map, for_weight)
+    of_map, of_weight, of_scale, of_shift = torch.ops.ray_ltdd.first_block_gradient(*saved, ctx.epsilon, ctx.half, gradient_NOHW, for_map, for_weight)
     of_bias = None if saved[2] is None else torch.zeros_like(saved[2])
-    return of_map if for_map else None, of_weight if for_weight else None, of_bias, of_scale, of_shift, None
+    return of_map if for_map else None, of_weight if for_weight else None, of_bias, of_scale, of_shift, None, None
 
 
 torch.library.register_autograd("ray_ltdd::first_block", _first_block_backward, setup_context=_keep_first_block, lib=_LIBRARY)
@@ -371,7 +421,7 @@ def first_block(
     Returns:
         float32 [N, O, H // 2, W // 2].
     """
-    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.first_block(map_NIHW, weight_OIHW, bias_O, scale_O, shift_O, epsilon)[0]
+    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.first_block(map_NIHW, weight_OIHW, bias_O, scale_O, shift_O, epsilon, _half)[0]
     return out_NOHW
 
 

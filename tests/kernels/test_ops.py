@@ -3,6 +3,8 @@
 Shapes: N images, I input and O output channels, H x W pixels.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,60 @@ def test_convolution_and_its_gradients_are_torchs(size, with_bias, channels_last
     out_NOHW = F.conv2d(exact[0], exact[1], exact[2] if with_bias else None, padding=1)
     reference = [out_NOHW, *torch.autograd.grad(out_NOHW, exact, gradient_NOHW.double())]
     assert all(close(a, b) for a, b in zip(ours, reference, strict=True))
+
+
+needs_bfloat16 = pytest.mark.skipif(not ops.multiply_bfloat16(), reason="needs a processor with AVX512-BF16")
+
+
+def relative_error(ours, reference):
+    return ((ours.double() - reference).norm() / (reference.norm() + 1e-12)).item()
+
+
+@needs_bfloat16
+@settings(deadline=None, max_examples=60)
+@given(size=SIZES, with_bias=st.booleans(), seed=st.integers(0, 1000))
+def test_products_of_bfloat16_values_err_by_two_percent_at_most(size, with_bias, seed):
+    """1 % on the average; a wrong word, tile or frequency would err by ten times as much. Odd numbers of tiles and of inputs are among the sizes."""
+    n, n_in, n_out, height, width = size
+    rng = torch.Generator().manual_seed(seed)
+    map_NIHW = torch.randn(n, n_in, height, width, generator=rng).requires_grad_()
+    weight_OIHW = torch.randn(n_out, n_in, 3, 3, generator=rng).requires_grad_()
+    bias_O = torch.randn(n_out, generator=rng).requires_grad_() if with_bias else None
+    gradient_NOHW = torch.randn(n, n_out, height, width, generator=rng)
+    given_ = [t for t in (map_NIHW, weight_OIHW, bias_O) if t is not None]
+    with ops.bfloat16_products():
+        out_NOHW = ops.conv3x3(map_NIHW, weight_OIHW, bias_O)
+    # the gradient follows the forward pass, wherever it is computed
+    ours = [out_NOHW, *torch.autograd.grad(out_NOHW, given_, gradient_NOHW)]
+    exact = [t.detach().double().requires_grad_() for t in given_]
+    out_NOHW = F.conv2d(exact[0], exact[1], exact[2] if with_bias else None, padding=1)
+    reference = [out_NOHW, *torch.autograd.grad(out_NOHW, exact, gradient_NOHW.double())]
+    errors = [relative_error(a, b) for a, b in zip(ours, reference, strict=True)]
+    assert max(errors) < 0.02
+    if n_in > ops.MOST_DIRECT_CHANNELS:
+        assert min(errors[:3]) > 1e-3, "it did multiply bfloat16 values"
+
+
+@needs_bfloat16
+@settings(deadline=None, max_examples=40)
+@given(size=SIZES.filter(lambda size: size[1] <= ops.MOST_DIRECT_CHANNELS), with_bias=st.booleans(), seed=st.integers(0, 1000))
+def test_a_first_block_of_bfloat16_products_is_close_to_torchs(size, with_bias, seed):
+    n, n_in, n_out, height, width = size
+    rng = torch.Generator().manual_seed(seed)
+    map_NIHW, weight_OIHW = torch.randn(n, n_in, height, width, generator=rng), torch.randn(n_out, n_in, 3, 3, generator=rng)
+    # a positive shift keeps the ReLU open, whose jumps would turn rounding into larger differences
+    bias_O = torch.randn(n_out, generator=rng) if with_bias else None
+    scale_O, shift_O = torch.rand(n_out, generator=rng) + 0.5, torch.full((n_out,), 20.0)
+    given_ = [map_NIHW.requires_grad_(), weight_OIHW.requires_grad_(), scale_O.requires_grad_(), shift_O.requires_grad_()]
+    gradient_NOHW = torch.randn(n, n_out, height // 2, width // 2, generator=rng)
+    exact = [t.detach().double().requires_grad_() for t in given_]
+    normal_NOHW = F.group_norm(F.conv2d(exact[0], exact[1], padding=1), n_out, exact[2], exact[3], 1e-5)
+    out_NOHW = F.avg_pool2d(F.relu(normal_NOHW), 2)
+    reference = [out_NOHW, *torch.autograd.grad(out_NOHW, exact, gradient_NOHW.double())]
+    with ops.bfloat16_products():
+        out_NOHW = ops.first_block(map_NIHW, weight_OIHW, bias_O, scale_O, shift_O, 1e-5)
+    ours = [out_NOHW, *torch.autograd.grad(out_NOHW, given_, gradient_NOHW)]
+    assert max(relative_error(a, b) for a, b in zip(ours, reference, strict=True)) < 0.02
 
 
 @settings(deadline=None, max_examples=40)
@@ -127,7 +183,7 @@ def test_a_constant_map_gives_the_shift_and_no_gradient():
     assert gradient_NCHW.abs().max() < 1e-4
 
 
-def forward_and_backward(threads, n_in, size):
+def forward_and_backward(threads, n_in, size, products):
     rng = torch.Generator().manual_seed(0)
     map_NIHW, weight_OIHW = torch.randn(9, n_in, size, size, generator=rng), torch.randn(32, n_in, 3, 3, generator=rng)
     gradient_NOHW, scale_O, shift_O = torch.randn(9, 32, size, size, generator=rng), torch.rand(32, generator=rng), torch.randn(32, generator=rng)
@@ -135,29 +191,39 @@ def forward_and_backward(threads, n_in, size):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        out_NOHW = ops.conv3x3(map_NIHW, weight_OIHW, None)
-        pooled_NOHW = ops.norm_relu_pool(out_NOHW, scale_O, shift_O, 1e-5)
-        outputs = [out_NOHW, pooled_NOHW, *ops.image_moments(out_NOHW)]
-        if n_in <= ops.MOST_DIRECT_CHANNELS:
-            outputs.append(ops.first_block(map_NIHW, weight_OIHW, shift_O, scale_O, shift_O, 1e-5))
+        with products():
+            out_NOHW = ops.conv3x3(map_NIHW, weight_OIHW, None)
+            pooled_NOHW = ops.norm_relu_pool(out_NOHW, scale_O, shift_O, 1e-5)
+            outputs = [out_NOHW, pooled_NOHW, *ops.image_moments(out_NOHW)]
+            if n_in <= ops.MOST_DIRECT_CHANNELS:
+                outputs.append(ops.first_block(map_NIHW, weight_OIHW, shift_O, scale_O, shift_O, 1e-5))
         return [*outputs, *torch.autograd.grad(outputs, inputs, [gradient_NOHW, *map(torch.cos, outputs[1:])])]
     finally:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("products", [nullcontext, pytest.param(ops.bfloat16_products, marks=needs_bfloat16)])
 @pytest.mark.parametrize(("n_in", "size"), [(3, 32), (32, 17)])
-def test_every_number_of_threads_gives_the_same_bytes(n_in, size):
-    one = forward_and_backward(1, n_in, size)
+def test_every_number_of_threads_gives_the_same_bytes(n_in, size, products):
+    one = forward_and_backward(1, n_in, size, products)
     for threads in (2, 3, 5):
-        assert all(torch.equal(a, b) for a, b in zip(one, forward_and_backward(threads, n_in, size), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one, forward_and_backward(threads, n_in, size, products), strict=True))
 
 
-def test_what_is_no_number_stays_visible():
-    block = ConvBlock(3, 16, "instance")
-    use_own_kernels(block)
+def test_a_processor_without_bfloat16_products_refuses_them(monkeypatch):
+    monkeypatch.setattr(ops, "library", lambda: None)
+    with pytest.raises(RuntimeError, match="does not multiply"), ops.bfloat16_products():
+        pass
+
+
+@pytest.mark.parametrize("products", [nullcontext, pytest.param(ops.bfloat16_products, marks=needs_bfloat16)])
+def test_what_is_no_number_stays_visible(products):
+    network = nn.Sequential(ConvBlock(3, 16, "instance"), nn.Conv2d(16, 16, 3, padding=1))
+    use_own_kernels(network)
     image_NCHW = torch.rand(2, 3, 8, 8)
     image_NCHW[0, 0, 0, 0] = float("nan")
-    out_NCHW = block(image_NCHW)
+    with products():
+        out_NCHW = network(image_NCHW)
     assert out_NCHW[0].isnan().any() and not out_NCHW[1].isnan().any()
 
 
@@ -232,12 +298,14 @@ def test_half_precision_goes_to_torch():
 
 
 @pytest.mark.slow
-def test_the_kernels_stand_in_compiled_code():
+@pytest.mark.parametrize("products", [nullcontext, pytest.param(ops.bfloat16_products, marks=needs_bfloat16)])
+def test_the_kernels_stand_in_compiled_code(products):
     expert = small_convnet()
     image_NCHW = torch.rand(4, 3, 32, 32)
 
     def loss(image_NCHW):
-        return expert(image_NCHW).square().sum()
+        with products():
+            return expert(image_NCHW).square().sum()
 
     value = torch.compile(loss, fullgraph=True)(image_NCHW)
     value.backward()
