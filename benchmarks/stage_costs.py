@@ -30,7 +30,7 @@ from ray_ltdd import pipeline
 from ray_ltdd.artifacts import peak_memory_mb
 from ray_ltdd.config import ExperimentConfig, load_config
 from ray_ltdd.executor import StageRecord
-from ray_ltdd.kernels.ops import switched_off
+from ray_ltdd.kernels.serving import switched_off
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_expert
 from ray_ltdd.reporting import make_reporter

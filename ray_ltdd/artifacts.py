@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save, save_file
 
+from ray_ltdd.kernels.serving import multiply_bfloat16
 from ray_ltdd.storage import atomic_file, atomic_folder, readable_os_error
 
 PAYLOAD = "payload.safetensors"
@@ -314,10 +315,11 @@ def package_version() -> str:
 
 
 def device_name() -> str:
-    """The accelerator's name, or the processor's architecture and the number of threads torch uses."""
+    """The accelerator's name, or the processor's architecture, what it multiplies in, and the number of threads torch uses."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"
+    products = " BF16" if multiply_bfloat16() else ""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{products} x{torch.get_num_threads()}"
 
 
 def peak_memory_mb() -> float:

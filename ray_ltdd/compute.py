@@ -22,7 +22,7 @@ from pydantic import Field
 
 from ray_ltdd.errors import InputError
 from ray_ltdd.kernels.build import library
-from ray_ltdd.kernels.ops import bfloat16_products, multiply_bfloat16, switched_off
+from ray_ltdd.kernels.serving import bfloat16_products, multiply_bfloat16, switched_off
 from ray_ltdd.settings import Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])

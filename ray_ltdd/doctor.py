@@ -11,7 +11,7 @@ import torch
 from ray_ltdd.artifacts import device_name, free_space_gb
 from ray_ltdd.compute import cpp_compiler, has_bfloat16, has_own_kernels
 from ray_ltdd.kernels.build import c_compiler
-from ray_ltdd.kernels.ops import multiply_bfloat16
+from ray_ltdd.kernels.serving import multiply_bfloat16
 
 LITTLE_MEMORY_GB = 4.0
 LITTLE_DISK_GB = 5.0
@@ -43,9 +43,7 @@ def examine() -> tuple[dict[str, str], list[str]]:
     if device.type == "cuda" and not bfloat16:
         advice.append("No bfloat16 arithmetic on this GPU: compute.precision=auto trains in float32, about half as fast.")
     if kernels and bfloat16:
-        advice.append(
-            "compute.precision=auto takes our kernels, the fastest for ConvNets and VGG, and compiled bfloat16 for experts with batch norm."
-        )
+        advice.append("compute.precision=auto takes our kernels, and trains experts with batch norm in bfloat16 (compiled when that is long).")
     if device.type == "cpu" and not kernels:
         advice.append("Our kernels could not be compiled: ConvNets train about 2.5 times slower without; on Debian, apt-get install gcc.")
     if compiler is None and (bfloat16 or not kernels):

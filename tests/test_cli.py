@@ -11,6 +11,8 @@ from commands import ROOT, TINY
 from ray_ltdd.cli import main
 from ray_ltdd.config import load_config, setting_names, write_yaml
 from ray_ltdd.errors import InputError
+from ray_ltdd.kernels.build import library
+from ray_ltdd.kernels.serving import multiply_bfloat16
 from ray_ltdd.runs import reopen_config
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -98,6 +100,8 @@ def test_data_commands_take_every_setting_by_name(call, data_root, override):
 def test_doctor(call):
     status, printed, _ = call("doctor", "--json")
     facts = json.loads(printed)
+    kernels = "none" if library() is None else "compiled, bfloat16 products" if multiply_bfloat16() else "compiled"
+    assert facts["facts"]["own kernels"] == kernels
     assert status == 0 and {"device", "threads", "bfloat16", "torch", "free disk here", "free memory"} <= facts["facts"].keys()
     assert all(isinstance(sentence, str) and sentence.endswith(".") for sentence in facts["advice"])
     status, printed, _ = call("doctor")

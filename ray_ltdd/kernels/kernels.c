@@ -1,8 +1,8 @@
-/* Convolutions and instance norm for float32 maps in channels-last order, on any CPU the compiler vectorises for; on one with AVX512-BF16 the products
- * of convolutions may be of bfloat16 values, added up in float32.
+/* Convolutions and instance norm for float32 maps in channels-last order, on any CPU the compiler vectorises for; on one with AVX512-BF16 the
+ * products of convolutions may be of bfloat16 values, added up in float32.
  *
  * 3x3 convolutions of stride 1 and padding 1 use Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016): 36 multiplications for 16 outputs
- * of a channel pair instead of 144. Its adjoints give both gradients. Images of up to MOST_DIRECT channels are convolved directly: there the
+ * of a channel pair instead of 144. Its adjoints give both gradients. Images of up to 4 channels are convolved directly: there the
  * transforms would cost more than they save.
  *
  * Every sum is added up in an order that does not depend on the number of threads, so neither do the results.
@@ -15,7 +15,9 @@
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #include <immintrin.h>
-#define BFLOAT16
+#define BFLOAT16 1
+#else
+#define BFLOAT16 0
 #endif
 
 /* A product holds WIDE_ROWS rows of WIDE vectors in registers, or where the output channels are no multiple of that many, NARROW_ROWS of NARROW. */
@@ -69,7 +71,7 @@ static float *scratch(int which, size_t floats) {
  */
 
 INLINE vec multiply_add(int half, const float *word, vec right, vec sum) {
-#ifdef BFLOAT16
+#if BFLOAT16
     if (half) return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(*word), (__m512bh)right);
 #endif
     return sum + *word * right;
@@ -77,17 +79,18 @@ INLINE vec multiply_add(int half, const float *word, vec right, vec sum) {
 
 /* Words of two neighbours, `even` in the lower halves. */
 INLINE vec pair(vec even, vec odd) {
-#ifdef BFLOAT16
-    const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+#if BFLOAT16
+    const __m512i zip =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (vec)_mm512_permutexvar_epi16(zip, (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
 #else
     return even;
 #endif
 }
 
-/* Words of LANES values that follow each other in a row: half of them where `half` is set. */
+/* Store LANES values, the c-th of a row and those after it, as words. */
 INLINE void store_row(int half, float *row, long c, vec value) {
-#ifdef BFLOAT16
+#if BFLOAT16
     if (half) {
         _mm256_storeu_si256((__m256i *)((short *)row + c), (__m256i)_mm512_cvtneps_pbh((__m512)value));
         return;
@@ -96,7 +99,7 @@ INLINE void store_row(int half, float *row, long c, vec value) {
     STORE(row + c, value);
 }
 
-/* out[r][0..panel) = bias + sum_k a[r][k] b[k][0..panel), a panel of `vectors`, for `rows` rows. */
+/* out[r][0..panel) = bias + sum_k a[r][k] b[k][0..panel), a panel of `vectors`, for `rows` rows; all three are known when it is compiled. */
 INLINE void product_of(int half, int vectors, int rows, long words, const float *a, long a_row, const float *b, float *out, long out_row,
                        const float *bias) {
     vec sum[MOST_ROWS][WIDE];
@@ -113,16 +116,16 @@ INLINE void product_of(int half, int vectors, int rows, long words, const float 
 }
 
 /* Call a function whose first arguments are known when it is compiled: bfloat16 products, vectors of a panel, most rows at a time. */
-#define DISPATCH(function, half, vectors, ...)                            \
-    do {                                                                  \
-        if (half && vectors == WIDE)                                      \
-            function(1, WIDE, WIDE_ROWS, __VA_ARGS__);                    \
-        else if (half)                                                    \
-            function(1, NARROW, NARROW_ROWS, __VA_ARGS__);                \
-        else if (vectors == WIDE)                                         \
-            function(0, WIDE, WIDE_ROWS, __VA_ARGS__);                    \
-        else                                                              \
-            function(0, NARROW, NARROW_ROWS, __VA_ARGS__);                \
+#define DISPATCH(function, half, vectors, ...)             \
+    do {                                                   \
+        if (BFLOAT16 && half && vectors == WIDE)           \
+            function(1, WIDE, WIDE_ROWS, __VA_ARGS__);     \
+        else if (BFLOAT16 && half)                         \
+            function(1, NARROW, NARROW_ROWS, __VA_ARGS__); \
+        else if (vectors == WIDE)                          \
+            function(0, WIDE, WIDE_ROWS, __VA_ARGS__);     \
+        else                                               \
+            function(0, NARROW, NARROW_ROWS, __VA_ARGS__); \
     } while (0)
 
 /* The same for any number of rows. */
@@ -139,8 +142,9 @@ static void product(int half, int vectors, long rows, long words, const float *a
     DISPATCH(product_by, half, vectors, rows, words, a, a_row, b, out, out_row, bias);
 }
 
-/* out[i][0..panel) += sum_t a[t][i] b[t][0..panel) for `rows` values of i. */
-INLINE void add_outer_of(int half, int vectors, int rows, long words, const float *a, long a_row, const float *b, long b_row, float *out, long out_row) {
+/* out[i][0..panel) += sum_t a[t][i] b[t][0..panel) for `rows` values of i; known as above. */
+INLINE void add_outer_of(int half, int vectors, int rows, long words, const float *a, long a_row, const float *b, long b_row, float *out,
+                         long out_row) {
     vec sum[MOST_ROWS][WIDE];
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < vectors; v++) sum[i][v] = LOAD(out + i * out_row + v * LANES);
@@ -163,7 +167,8 @@ INLINE void add_outer_by(int half, int vectors, int most, long rows, long words,
     for (; i < rows; i++) add_outer_of(half, vectors, 1, words, a + i, a_row, b, b_row, out + i * out_row, out_row);
 }
 
-static void add_outer(int half, int vectors, long rows, long words, const float *a, long a_row, const float *b, long b_row, float *out, long out_row) {
+static void add_outer(int half, int vectors, long rows, long words, const float *a, long a_row, const float *b, long b_row, float *out,
+                      long out_row) {
     DISPATCH(add_outer_by, half, vectors, rows, words, a, a_row, b, b_row, out, out_row);
 }
 
@@ -175,7 +180,7 @@ static int vectors_for(long channels) {
 /* ---- Winograd's transforms, one dimension each: B^T d, A^T m, A g, G w, G^T u ----
  *
  * They evaluate polynomials at 0, infinity and two pairs of points, +-NEAR and +-FAR. The usual 1 and 2 need fewer multiplications, but their
- * powers lie further apart: the products of bfloat16 values err by 2.1 % of the result's norm with them, with these by 1 %.
+ * powers lie further apart: products of bfloat16 values err by 2.6 % of the result's norm with them, with these by 1.2 % (normal values).
  */
 
 #define NEAR 0.625f
@@ -235,8 +240,8 @@ INLINE void weight_adjoint_1d(const vec *u, int step, vec *r, int r_step) {
     r[2 * r_step] = NEAR2 * sum + FAR2 * far_sum + u[5 * step];
 }
 
-/* One vector of output channels of the transformed filter of input channel i; `turned` for the gradient of the input: filters rotated by half a turn
- * (in and out are swapped by the caller's strides). */
+/* One vector of output channels of one input channel's transformed filters, which begin at `from`; `turned` for the gradient of the input: filters
+ * rotated by half a turn (in and out are swapped by the caller's strides). */
 INLINE void transform_filter(const float *from, Strides at, int turned, vec *whole) {
     vec filter[9], half[18];
     for (int r = 0; r < 3; r++)
@@ -297,16 +302,13 @@ INLINE void transform_gradient(const float **at, long c, vec *e) {
 }
 
 int multiplies_bfloat16(void) {
-#ifdef BFLOAT16
-    return 1;
-#else
-    return 0;
-#endif
+    return BFLOAT16;
 }
 
 /* y[N][H][W][O] = 3x3 convolution of x[N][H][W][I] with w, padding 1, plus bias[O] if there is one. */
 void winograd(int half, const float *x, const float *w, Strides at, int turned, const float *bias, float *y, long n, long height, long width,
-                     long n_in, long n_out, int threads) {
+              long n_in, long n_out, int threads) {
+    half &= BFLOAT16;
     long rows = (height + 3) / 4, columns = (width + 3) / 4, tiles = n * rows * columns, words = half ? n_in / 2 : n_in;
     int vectors = vectors_for(n_out), panel = vectors * LANES;
     float *u = scratch(0, FREQUENCIES * words * n_out);
@@ -354,7 +356,8 @@ void winograd(int half, const float *x, const float *w, Strides at, int turned, 
 
 /* dw = gradient of the weights from x[N][H][W][I] and dy[N][H][W][O]. */
 void winograd_weights(int half, const float *x, const float *dy, float *dw, Strides at, long n, long height, long width, long n_in, long n_out,
-                             int threads) {
+                      int threads) {
+    half &= BFLOAT16;
     long rows = (height + 3) / 4, columns = (width + 3) / 4, tiles = n * rows * columns, each = half ? 2 : 1;
     int vectors = vectors_for(n_out), panel = vectors * LANES;
     long most = n_in > n_out ? n_in : n_out;
@@ -407,7 +410,8 @@ void winograd_weights(int half, const float *x, const float *dy, float *dw, Stri
             for (int r = 0; r < 3; r++) weight_adjoint_1d(some + 6 * r, 1, filter + 3 * r, 1);
             for (int r = 0; r < 3; r++)
                 for (int s = 0; s < 3; s++)
-                    for (int lane = 0; lane < LANES; lane++) dw[(o + lane) * at.out + i * at.in + r * at.row + s * at.column] = filter[3 * r + s][lane];
+                    for (int lane = 0; lane < LANES; lane++)
+                        dw[(o + lane) * at.out + i * at.in + r * at.row + s * at.column] = filter[3 * r + s][lane];
         }
 }
 
@@ -454,9 +458,14 @@ static float *pack(int half, int vectors, const float *w, Strides at, long n_in,
     return packed;
 }
 
-/* The weights as panels of the 9 I inputs, filled up with zeros, [panel][O][WIDE * LANES]. */
+/* The 9 I inputs, filled up to whole vectors. */
+static long padded_depth(long n_in) {
+    return (9 * n_in + NARROW * LANES - 1) / (NARROW * LANES) * (NARROW * LANES);
+}
+
+/* The weights as panels of the 9 I inputs, filled up with zeros, [panel][O][inputs]. */
 static float *pack_turned(const float *w, Strides at, long n_in, long n_out) {
-    long depth = 9 * n_in, panel = WIDE * LANES, padded = (depth + panel - 1) / panel * panel;
+    long depth = 9 * n_in, padded = padded_depth(n_in), panel = vectors_for(padded) * LANES;
     float *packed = scratch(3, padded * n_out);
     memset(packed, 0, padded * n_out * sizeof(float));
     for (long k = 0; k < depth; k++)
@@ -467,25 +476,27 @@ static float *pack_turned(const float *w, Strides at, long n_in, long n_out) {
 
 /* The gradient of one image from that of its convolved map. */
 static void image_gradient(const float *dy, const float *turned, float *dx, long height, long width, long n_in, long n_out) {
-    long depth = 9 * n_in, panel = WIDE * LANES, padded = (depth + panel - 1) / panel * panel;
+    long padded = padded_depth(n_in);
+    int vectors = vectors_for(padded), panel = vectors * LANES;
     float *patches = scratch(5, PIXELS * padded);
     memset(dx, 0, height * width * n_in * sizeof(float));
     for (long first = 0; first < height * width; first += PIXELS) {
         long count = height * width - first < PIXELS ? height * width - first : PIXELS;
         for (long k = 0; k < padded; k += panel)
-            product(0, WIDE, count, n_out, dy + first * n_out, n_out, turned + k * n_out, patches + k, padded, NULL);
+            product(0, vectors, count, n_out, dy + first * n_out, n_out, turned + k * n_out, patches + k, padded, NULL);
         for (long p = 0; p < count; p++) {
             long y = (first + p) / width, c = (first + p) % width;
             for (int r = -1; r <= 1; r++)
                 for (int s = -1; s <= 1; s++)
                     if (y + r >= 0 && y + r < height && c + s >= 0 && c + s < width)
-                        for (long i = 0; i < n_in; i++) dx[((y + r) * width + c + s) * n_in + i] += patches[p * padded + (3 * (r + 1) + s + 1) * n_in + i];
+                        for (long i = 0; i < n_in; i++)
+                            dx[((y + r) * width + c + s) * n_in + i] += patches[p * padded + (3 * (r + 1) + s + 1) * n_in + i];
         }
     }
 }
 
-void direct(const float *x, const float *w, Strides at, const float *bias, float *y, long n, long height, long width,
-                      long n_in, long n_out, int threads) {
+void direct(const float *x, const float *w, Strides at, const float *bias, float *y, long n, long height, long width, long n_in, long n_out,
+            int threads) {
     long depth = 9 * n_in, pixels = n * height * width;
     int vectors = vectors_for(n_out), panel = vectors * LANES;
     float *packed = pack(0, vectors, w, at, n_in, n_out);
@@ -502,8 +513,7 @@ void direct(const float *x, const float *w, Strides at, const float *bias, float
     }
 }
 
-void direct_weights(const float *x, const float *dy, float *dw, Strides at, long n, long height, long width, long n_in,
-                              long n_out, int threads) {
+void direct_weights(const float *x, const float *dy, float *dw, Strides at, long n, long height, long width, long n_in, long n_out, int threads) {
     long depth = 9 * n_in, pixels = n * height * width;
     int vectors = vectors_for(n_out), panel = vectors * LANES;
     float *sum = scratch(0, depth * n_out), *patches = scratch(1, PIXEL_SLAB * depth);
@@ -601,8 +611,8 @@ static void normalise(const float *map, Norm norm, float *y, float *m, float *s,
 }
 
 /* dx may be the map itself. ds and db are the gradients of scale and shift. */
-static void normalise_backward(const float *map, Norm norm, const float *m, const float *s, const float *dy, float *dx, float *ds, float *db, long height,
-                               long width, long channels) {
+static void normalise_backward(const float *map, Norm norm, const float *m, const float *s, const float *dy, float *dx, float *ds, float *db,
+                               long height, long width, long channels) {
     long area = height * width;
     memset(ds, 0, channels * sizeof(float));
     memset(db, 0, channels * sizeof(float));
@@ -667,12 +677,13 @@ typedef struct {
 INLINE Patches patches_of(int half, long area, long n_in, long n_out) {
     long row = half ? (9 * n_in + LANES - 1) / LANES * LANES : 9 * n_in;
     float *rows = scratch(1, area * row + (half ? area * row / 2 + PIXELS / 2 * (row + n_out) : 0)), *half_rows = rows + area * row;
+    if (!half) return (Patches){rows, NULL, NULL, NULL, row};
     float *patch_pairs = half_rows + area * row / 2;
     return (Patches){rows, half_rows, patch_pairs, patch_pairs + PIXELS / 2 * row, row};
 }
 
-static void convolve_image(int half, const float *x, const float *packed, const float *bias, Patches at, float *map, long height, long width, long n_in,
-                           long n_out) {
+static void convolve_image(int half, const float *x, const float *packed, const float *bias, Patches at, float *map, long height, long width,
+                           long n_in, long n_out) {
     long area = height * width, words = half ? (9 * n_in + 1) / 2 : 9 * n_in, row = half ? at.row / 2 : at.row;
     int vectors = vectors_for(n_out), panel = vectors * LANES;
     const float *rows = half ? at.half_rows : at.rows;
@@ -713,7 +724,8 @@ static void image_weights(int half, Patches at, const float *map, float *sum, lo
 }
 
 void first_block(int half, const float *x, const float *w, Strides at, const float *bias, Norm norm, float *y, float *mean, float *rate, long n,
-                           long height, long width, long n_in, long n_out, int threads) {
+                 long height, long width, long n_in, long n_out, int threads) {
+    half &= BFLOAT16;
     long area = height * width;
     float *packed = pack(half, vectors_for(n_out), w, at, n_in, n_out);
 #pragma omp parallel num_threads(threads)
@@ -729,9 +741,10 @@ void first_block(int half, const float *x, const float *w, Strides at, const flo
 }
 
 /* dx or dw may be NULL. The bias has no gradient: the norm takes every constant away. */
-void first_block_backward(int half, const float *x, const float *w, Strides at, const float *bias, Norm norm, const float *mean,
-                                    const float *rate, const float *dy, float *dx, float *dw, float *scale_sum, float *shift_sum, long n, long height,
-                                    long width, long n_in, long n_out, int threads) {
+void first_block_backward(int half, const float *x, const float *w, Strides at, const float *bias, Norm norm, const float *mean, const float *rate,
+                          const float *dy, float *dx, float *dw, float *scale_sum, float *shift_sum, long n, long height, long width, long n_in,
+                          long n_out, int threads) {
+    half &= BFLOAT16;
     long area = height * width, depth = 9 * n_in;
     float *packed = pack(half, vectors_for(n_out), w, at, n_in, n_out), *turned = dx ? pack_turned(w, at, n_in, n_out) : NULL;
     float *of_image = dw ? scratch(4, n * depth * n_out) : NULL;

@@ -6,80 +6,15 @@ Shapes: N images, C channels, I input and O output channels, H height, W width.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ray_ltdd.kernels.build import library
-
-BLOCK = 16
-"""Channels come in multiples of this."""
-
-MOST_DIRECT_CHANNELS = 4
-"""Images of up to this many channels are convolved directly."""
-
-SMALLEST_MAP = 3
+from ray_ltdd.kernels.serving import MOST_DIRECT_CHANNELS, products_are_bfloat16
 
 _LIBRARY = torch.library.Library("ray_ltdd", "DEF")
-_switched_off = False
-_half = False
-
-
-@contextmanager
-def switched_off() -> Iterator[None]:
-    """Let torch's own operators do everything while the context lasts."""
-    global _switched_off
-    before, _switched_off = _switched_off, True
-    try:
-        yield
-    finally:
-        _switched_off = before
-
-
-@torch.compiler.assume_constant_result
-def multiply_bfloat16() -> bool:
-    """Whether the kernels can multiply bfloat16 values here: they could be compiled, for an x86 processor with AVX512-BF16."""
-    kernels = library()
-    return kernels is not None and bool(kernels.multiplies_bfloat16())
-
-
-@contextmanager
-def bfloat16_products() -> Iterator[None]:
-    """Let convolutions of more than 4 channels, and first blocks, multiply bfloat16 values while the context lasts; their gradients then do so, too.
-
-    Maps, weights and sums stay float32. A convolution errs by about 1 % of its result's norm, 4 times what bfloat16 inputs of a direct one cost: the
-    transforms of Winograd's way amplify rounding. It takes 0.6 of the time.
-
-    Raises:
-        RuntimeError: the processor has no instruction for it, see `multiply_bfloat16`.
-    """
-    if not multiply_bfloat16():
-        raise RuntimeError("this processor does not multiply bfloat16 values")
-    global _half
-    before, _half = _half, True
-    try:
-        yield
-    finally:
-        _half = before
-
-
-def suit(map_NCHW: torch.Tensor) -> bool:
-    """Whether the kernels take this map: float32 on a CPU outside autocast, and they could be compiled here."""
-    if _switched_off or map_NCHW.device.type != "cpu" or map_NCHW.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
-        return False
-    return min(map_NCHW.shape[2:]) >= SMALLEST_MAP and map_NCHW.shape[0] > 0 and _available()
-
-
-def suit_channels(n_in: int, n_out: int) -> bool:
-    """Whether the convolution kernel takes this many input and output channels."""
-    return n_out % BLOCK == 0 and (n_in % BLOCK == 0 or n_in <= MOST_DIRECT_CHANNELS)
-
-
-@torch.compiler.assume_constant_result
-def _available() -> bool:
-    return library() is not None
 
 
 class _Strides(ctypes.Structure):
@@ -210,17 +145,17 @@ torch.library.register_autograd("ray_ltdd::conv3x3", _convolution_backward, setu
 def conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """Convolve with 3x3 filters, stride 1 and padding 1: what torch's conv2d gives, up to about 1e-5 of the largest value.
 
-    In `bfloat16_products` up to about 1 % of the norm.
+    In `bfloat16_products` it errs by about 1.2 % of the norm.
 
     Args:
         map_NIHW: float32, H and W at least 3.
-        weight_OIHW: float32 [O, I, 3, 3]; channels as `suit_channels` has them.
+        weight_OIHW: float32 [O, I, 3, 3]; channels as `serving.suit_channels` has them.
         bias_O: float32, or None.
 
     Returns:
         float32 [N, O, H, W].
     """
-    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.conv3x3(map_NIHW, weight_OIHW, bias_O, _half)
+    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.conv3x3(map_NIHW, weight_OIHW, bias_O, products_are_bfloat16())
     return out_NOHW
 
 
@@ -421,7 +356,7 @@ def first_block(
     Returns:
         float32 [N, O, H // 2, W // 2].
     """
-    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.first_block(map_NIHW, weight_OIHW, bias_O, scale_O, shift_O, epsilon, _half)[0]
+    out_NOHW: torch.Tensor = torch.ops.ray_ltdd.first_block(map_NIHW, weight_OIHW, bias_O, scale_O, shift_O, epsilon, products_are_bfloat16())[0]
     return out_NOHW
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ray_ltdd.errors import InputError
-from ray_ltdd.kernels import ops
+from ray_ltdd.kernels import ops, serving
 from ray_ltdd.models.config import NormalizationKind
 from ray_ltdd.models.encoder import Encoder
 from ray_ltdd.models.normalization import InstanceNorm, build_normalization
@@ -57,11 +57,11 @@ class ConvBlock(nn.Sequential):
         """Return the block's output, [N, width, H // 2, W // 2]."""
         conv, norm, relu, pool = self
         assert isinstance(conv, nn.Conv2d)
-        if isinstance(norm, InstanceNorm) and ops.suit(input) and conv.out_channels % ops.BLOCK == 0:
+        if isinstance(norm, InstanceNorm) and serving.suit(input) and conv.out_channels % serving.BLOCK == 0:
             affine = (norm.weight, norm.bias, norm.eps)
             # a watched layer's input has to be there to be seen
             watched = conv._forward_pre_hooks or norm._forward_pre_hooks
-            if conv.in_channels <= ops.MOST_DIRECT_CHANNELS and not watched:
+            if conv.in_channels <= serving.MOST_DIRECT_CHANNELS and not watched:
                 return ops.first_block(input, conv.weight, conv.bias, *affine)
             map_NCHW = conv(input)
             for show in norm._forward_pre_hooks.values():

@@ -6,7 +6,7 @@ Shapes: N images, I input and O output channels, H height, W width.
 import torch
 from torch import nn
 
-from ray_ltdd.kernels import ops
+from ray_ltdd.kernels import ops, serving
 
 
 class Conv3x3(nn.Conv2d):
@@ -20,7 +20,7 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the convolved map, [N, O, H, W]."""
-        if ops.suit(input) and ops.suit_channels(self.in_channels, self.out_channels):
+        if serving.suit(input) and serving.suit_channels(self.in_channels, self.out_channels):
             return ops.conv3x3(input, self.weight, self.bias)
         return super().forward(input)
 

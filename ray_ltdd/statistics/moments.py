@@ -8,13 +8,13 @@ Legend: N images of a batch, K classes, F channels of the layer, H W its pixels.
 
 import torch
 
-from ray_ltdd.kernels import ops
+from ray_ltdd.kernels import ops, serving
 from ray_ltdd.statistics.schedules import MomentumConfig, momentum
 
 
 def image_moments(x_NFHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each image's mean and (biased) variance over its pixels, float32 [N, F] each. Gradients flow."""
-    if ops.suit(x_NFHW) and x_NFHW.shape[1] % ops.BLOCK == 0:
+    if serving.suit(x_NFHW) and x_NFHW.shape[1] % serving.BLOCK == 0:
         return ops.image_moments(x_NFHW)
     x_NFP = x_NFHW.flatten(2).float()
     mean_NF = x_NFP.mean(2)

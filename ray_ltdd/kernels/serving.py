@@ -1,0 +1,80 @@
+"""When this package's kernels serve: which maps they take, whether they are switched off, what their convolutions multiply."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ray_ltdd.kernels.build import library
+
+BLOCK = 16
+"""Channels come in multiples of this."""
+
+MOST_DIRECT_CHANNELS = 4
+"""Images of up to this many channels are convolved directly."""
+
+SMALLEST_MAP = 3
+
+_switched_off = False
+_half = False
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Let torch's own operators do everything while the context lasts."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+@torch.compiler.assume_constant_result
+def multiply_bfloat16() -> bool:
+    """Whether the kernels can multiply bfloat16 values here: they could be compiled, for an x86 processor with AVX512-BF16."""
+    kernels = library()
+    return kernels is not None and bool(kernels.multiplies_bfloat16())
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Let convolutions of more than 4 channels, and first blocks, multiply bfloat16 values while the context lasts; their gradients then do so, too,
+    but for that of an image.
+
+    Maps, weights and sums stay float32. A convolution errs by about 1.2 % of its result's norm, 5 times what bfloat16 inputs of a direct one cost, as
+    the transforms of Winograd's way amplify rounding; it takes 0.6 of the time.
+
+    Raises:
+        RuntimeError: the processor has no instruction for it, see `multiply_bfloat16`.
+    """
+    if not multiply_bfloat16():
+        raise RuntimeError("this processor does not multiply bfloat16 values")
+    global _half
+    before, _half = _half, True
+    try:
+        yield
+    finally:
+        _half = before
+
+
+def suit(map_NCHW: torch.Tensor) -> bool:
+    """Whether the kernels take this map: float32 on a CPU outside autocast, and they could be compiled here."""
+    if _switched_off or map_NCHW.device.type != "cpu" or map_NCHW.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return min(map_NCHW.shape[2:]) >= SMALLEST_MAP and map_NCHW.shape[0] > 0 and _available()
+
+
+def suit_channels(n_in: int, n_out: int) -> bool:
+    """Whether the convolution kernel takes this many input and output channels."""
+    return n_out % BLOCK == 0 and (n_in % BLOCK == 0 or n_in <= MOST_DIRECT_CHANNELS)
+
+
+@torch.compiler.assume_constant_result
+def _available() -> bool:
+    return library() is not None
+
+
+def products_are_bfloat16() -> bool:
+    """Whether `bfloat16_products` is in force."""
+    return _half
