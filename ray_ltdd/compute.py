@@ -113,14 +113,6 @@ class Backend:
             # it would be imported to be reset, which takes seconds
             torch.compiler.reset()
 
-    def describe(self) -> dict[str, str]:
-        """Plain data for the result rows."""
-        return {
-            "device": str(self.device),
-            "precision": "bfloat16 products" if self.bfloat16_products else str(self.dtype).removeprefix("torch."),
-            "compile": self.compiles,
-        }
-
 
 def cpp_compiler() -> str | None:
     """Path of the C++ compiler that `torch.compile` needs on a CPU: the one the environment variable CXX names, else g++, clang++ or c++; or None."""

@@ -117,7 +117,6 @@ def test_a_cpu_with_our_kernels_computes_in_float32_unless_told_otherwise(monkey
     backend = resolve_backend(ComputeConfig(device="cpu"))
     assert backend.dtype == torch.float32
     assert backend.bfloat16_products == compute.multiply_bfloat16()
-    assert backend.describe()["precision"] == ("bfloat16 products" if backend.bfloat16_products else "float32")
     assert resolve_backend(ComputeConfig(device="cpu", precision="bfloat16")).dtype == torch.bfloat16
     with_batch_norm = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     assert backend.suited_to(torch.nn.Linear(2, 2)) == backend
@@ -145,10 +144,9 @@ def test_this_machine_is_judged_by_its_flags():
     assert has_bfloat16(CPU) == bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def test_the_choice_is_the_same_every_time_and_says_what_it_is():
+def test_the_choice_is_the_same_every_time():
     first, again = (resolve_backend(ComputeConfig(device="cpu", precision="float32", compile="off")) for _ in range(2))
     assert first == again == Backend(CPU, torch.float32, "off")
-    assert first.describe() == {"device": "cpu", "precision": "float32", "compile": "off"}
 
 
 def test_threads_are_set_when_given_and_left_alone_otherwise():
