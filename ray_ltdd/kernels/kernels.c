@@ -191,14 +191,19 @@ static int vectors_for(long channels) {
 #define AT_NEAR (1 / (2 * NEAR2 * (NEAR2 - FAR2)))
 #define AT_FAR (1 / (2 * FAR2 * (FAR2 - NEAR2)))
 
-INLINE void input_1d(const vec *d, int step, vec *r, int r_step) {
-    vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
-    vec even = d4 - FAR2 * d2, odd = NEAR * (d3 - FAR2 * d1), far_even = d4 - NEAR2 * d2, far_odd = FAR * (d3 - NEAR2 * d1);
-    r[0] = NEAR2 * FAR2 * d0 - (NEAR2 + FAR2) * d2 + d4;
+/* A polynomial's values at +-NEAR and +-FAR from its even and odd parts there. */
+INLINE void at_pairs(vec even, vec odd, vec far_even, vec far_odd, vec *r, int r_step) {
     r[r_step] = even + odd;
     r[2 * r_step] = even - odd;
     r[3 * r_step] = far_even + far_odd;
     r[4 * r_step] = far_even - far_odd;
+}
+
+INLINE void input_1d(const vec *d, int step, vec *r, int r_step) {
+    vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+    vec even = d4 - FAR2 * d2, odd = NEAR * (d3 - FAR2 * d1), far_even = d4 - NEAR2 * d2, far_odd = FAR * (d3 - NEAR2 * d1);
+    r[0] = NEAR2 * FAR2 * d0 - (NEAR2 + FAR2) * d2 + d4;
+    at_pairs(even, odd, far_even, far_odd, r, r_step);
     r[5 * r_step] = NEAR2 * FAR2 * d1 - (NEAR2 + FAR2) * d3 + d5;
 }
 
@@ -215,10 +220,7 @@ INLINE void output_adjoint_1d(const vec *g, int step, vec *r, int r_step) {
     vec g0 = g[0], g1 = g[step], g2 = g[2 * step], g3 = g[3 * step];
     vec even = g0 + NEAR2 * g2, odd = NEAR * (g1 + NEAR2 * g3), far_even = g0 + FAR2 * g2, far_odd = FAR * (g1 + FAR2 * g3);
     r[0] = g0;
-    r[r_step] = even + odd;
-    r[2 * r_step] = even - odd;
-    r[3 * r_step] = far_even + far_odd;
-    r[4 * r_step] = far_even - far_odd;
+    at_pairs(even, odd, far_even, far_odd, r, r_step);
     r[5 * r_step] = g3;
 }
 
@@ -226,10 +228,7 @@ INLINE void weight_1d(const vec *w, int step, vec *r, int r_step) {
     vec w0 = w[0], w1 = w[step], w2 = w[2 * step];
     vec even = AT_NEAR * (w0 + NEAR2 * w2), odd = AT_NEAR * NEAR * w1, far_even = AT_FAR * (w0 + FAR2 * w2), far_odd = AT_FAR * FAR * w1;
     r[0] = AT_ZERO * w0;
-    r[r_step] = even + odd;
-    r[2 * r_step] = even - odd;
-    r[3 * r_step] = far_even + far_odd;
-    r[4 * r_step] = far_even - far_odd;
+    at_pairs(even, odd, far_even, far_odd, r, r_step);
     r[5 * r_step] = w2;
 }
 
@@ -443,6 +442,11 @@ INLINE void gather_patches(const float *x, long first, long count, long height, 
     }
 }
 
+/* Where the weight lies that takes the k-th of a patch's 9 I inputs to output channel o. */
+INLINE long weight_at(Strides at, long n_in, long o, long k) {
+    return o * at.out + k % n_in * at.in + k / n_in / 3 * at.row + k / n_in % 3 * at.column;
+}
+
 /* The weights as panels of output channels, [panel][words of 9 I][channels]; a last word's missing half is zero. */
 static float *pack(int half, int vectors, const float *w, Strides at, long n_in, long n_out) {
     long depth = 9 * n_in, each = half ? 2 : 1, words = (depth + each - 1) / each, panel = vectors * LANES;
@@ -451,8 +455,7 @@ static float *pack(int half, int vectors, const float *w, Strides at, long n_in,
         for (long k = 0; k < words; k++) {
             float part[2][LANES] = {{0}};
             for (long q = each * k; q < each * (k + 1) && q < depth; q++)
-                for (int lane = 0; lane < LANES; lane++)
-                    part[q - each * k][lane] = w[(o + lane) * at.out + q % n_in * at.in + q / n_in / 3 * at.row + q / n_in % 3 * at.column];
+                for (int lane = 0; lane < LANES; lane++) part[q - each * k][lane] = w[weight_at(at, n_in, o + lane, q)];
             STORE(packed + (o / panel * words + k) * panel + o % panel, half ? pair(LOAD(part[0]), LOAD(part[1])) : LOAD(part[0]));
         }
     return packed;
@@ -469,8 +472,7 @@ static float *pack_turned(const float *w, Strides at, long n_in, long n_out) {
     float *packed = scratch(3, padded * n_out);
     memset(packed, 0, padded * n_out * sizeof(float));
     for (long k = 0; k < depth; k++)
-        for (long o = 0; o < n_out; o++)
-            packed[(k / panel * n_out + o) * panel + k % panel] = w[o * at.out + k % n_in * at.in + k / n_in / 3 * at.row + k / n_in % 3 * at.column];
+        for (long o = 0; o < n_out; o++) packed[(k / panel * n_out + o) * panel + k % panel] = w[weight_at(at, n_in, o, k)];
     return packed;
 }
 
@@ -531,7 +533,7 @@ void direct_weights(const float *x, const float *dy, float *dw, Strides at, long
                           sum + o, n_out);
     }
     for (long o = 0; o < n_out; o++)
-        for (long k = 0; k < depth; k++) dw[o * at.out + k % n_in * at.in + k / n_in / 3 * at.row + k / n_in % 3 * at.column] = sum[k * n_out + o];
+        for (long k = 0; k < depth; k++) dw[weight_at(at, n_in, o, k)] = sum[k * n_out + o];
 }
 
 void direct_input(const float *dy, const float *w, Strides at, float *dx, long n, long height, long width, long n_in, long n_out, int threads) {
@@ -765,7 +767,7 @@ void first_block_backward(int half, const float *x, const float *w, Strides at, 
             for (long o = 0; o < n_out; o++) {
                 float sum = 0;
                 for (long image = 0; image < n; image++) sum += of_image[(image * depth + k) * n_out + o];
-                dw[o * at.out + k % n_in * at.in + k / n_in / 3 * at.row + k / n_in % 3 * at.column] = sum;
+                dw[weight_at(at, n_in, o, k)] = sum;
             }
     }
 }

@@ -1,6 +1,6 @@
 """When this package's kernels serve: which maps they take, whether they are switched off, what their convolutions multiply."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,15 @@ _switched_off = False
 _half = False
 
 
+def _constant_in_compiled_code(function: Callable[[], bool]) -> Callable[[], bool]:
+    """Mark a function whose answer torch.compile takes for constant.
+
+    torch.compiler.assume_constant_result does no more, but imports torch's compiler: a second at every start.
+    """
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
 @contextmanager
 def switched_off() -> Iterator[None]:
     """Let torch's own operators do everything while the context lasts."""
@@ -30,7 +39,7 @@ def switched_off() -> Iterator[None]:
         _switched_off = before
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_compiled_code
 def multiply_bfloat16() -> bool:
     """Whether the kernels can multiply bfloat16 values here: they could be compiled, for an x86 processor with AVX512-BF16."""
     kernels = library()
@@ -70,7 +79,7 @@ def suit_channels(n_in: int, n_out: int) -> bool:
     return n_out % BLOCK == 0 and (n_in % BLOCK == 0 or n_in <= MOST_DIRECT_CHANNELS)
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_compiled_code
 def _available() -> bool:
     return library() is not None
 

@@ -1,6 +1,8 @@
 """Compiling the kernels: once, whole or not at all, and torch's own operators where that fails."""
 
 import ctypes
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,3 +74,8 @@ def test_a_library_that_was_cut_off_is_made_again(fresh):
 def test_freed_memory_is_kept_where_the_c_library_is_glibc(monkeypatch):
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     assert allocator.keep_freed_memory() is False
+
+
+def test_a_start_does_not_import_torchs_compiler():
+    code = "import sys, ray_ltdd.artifacts, ray_ltdd.compute, ray_ltdd.kernels.ops; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
