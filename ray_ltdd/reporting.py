@@ -1,6 +1,8 @@
 """Progress for people: a bar per stage on a terminal, plain lines elsewhere, nothing when quiet."""
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,6 +24,7 @@ from ray_ltdd.stages.progress import Advance
 SECONDS_BETWEEN_LINES = 30.0
 SHORT_STAGE_SECONDS = 0.5
 SECONDS_BEFORE_RATE = 2.0
+LINES_OF_A_RATE = 9
 MOST_WORKERS_SHOWN = 8
 
 
@@ -103,16 +106,21 @@ class ConsoleReporter:
 class _Lines:
     def __init__(self, console: Console, title: str, n_images: int) -> None:
         self._console, self._title, self._total = console, title, n_images
-        self._done = 0
+        self._done = self._done_when_printed = 0
         self.workers: list[str] = []
         self._started = self._printed = time.monotonic()
+        self._rates: deque[float] = deque(maxlen=LINES_OF_A_RATE)
 
     def advance(self, n: int) -> None:
+        # what an interrupted run had done arrives in one report: the first is no work of now, and of a later one the median takes no notice
+        if self._done == 0:
+            self._done_when_printed, self._printed = n, time.monotonic()
         self._done += n
         now = time.monotonic()
         if now - self._printed >= SECONDS_BETWEEN_LINES:
-            self._printed = now
-            rate = self._done / (now - self._started)
+            self._rates.append((self._done - self._done_when_printed) / (now - self._printed))
+            self._done_when_printed, self._printed = self._done, now
+            rate = statistics.median(self._rates)
             of = f" of {self._total:,}, about {(self._total - self._done) / rate:,.0f} s left" if self._total and rate else ""
             self._console.print(f"{self._title}: {self._done:,} images{of} ({rate:,.0f} images/s)", highlight=False, soft_wrap=True)
             for line in self.workers if len(self.workers) > 1 else []:
