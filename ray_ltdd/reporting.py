@@ -113,10 +113,10 @@ class _Lines:
 
     def advance(self, n: int) -> None:
         # what an interrupted run had done arrives in one report: the first is no work of now, and of a later one the median takes no notice
-        if self._done == 0:
-            self._done_when_printed, self._printed = n, time.monotonic()
-        self._done += n
         now = time.monotonic()
+        self._done += n
+        if self._done == n:
+            self._done_when_printed, self._printed = n, now
         if now - self._printed >= SECONDS_BETWEEN_LINES:
             self._rates.append((self._done - self._done_when_printed) / (now - self._printed))
             self._done_when_printed, self._printed = self._done, now
