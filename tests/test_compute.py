@@ -8,11 +8,13 @@ import torch
 from pydantic import ValidationError
 
 from ray_ltdd import compute
-from ray_ltdd.compute import COMPILE_WORTH_FLOPS, Backend, ComputeConfig, cpp_compiler, forward_flops, has_bfloat16, resolve_backend
+from ray_ltdd.compute import COMPILE_WORTH_FLOPS as WORTH_FLOPS
+from ray_ltdd.compute import Backend, ComputeConfig, cpp_compiler, forward_flops, has_bfloat16, resolve_backend
 from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_expert, build_student
 
+COMPILE_WORTH_FLOPS = WORTH_FLOPS["cpu"]
 CPU = torch.device("cpu")
 
 

@@ -84,7 +84,12 @@ def draw_cutmix_boxes(lambda_N: torch.Tensor, size: int, generator: torch.Genera
         mask, bool [N, 1, size, size], True where the *partner* shows; and lambda corrected for the clipped box, float [N] = the fraction of pixels
         that stay the image's own (pitfall: the uncorrected lambda names an area that is not there).
     """
-    row_NH, column_NW = cutmix_spans(lambda_N, torch.rand(2, len(lambda_N), generator=generator, device=generator.device), size)
+    return cutmix_masks(lambda_N, torch.rand(2, len(lambda_N), generator=generator, device=generator.device), size)
+
+
+def cutmix_masks(lambda_N: torch.Tensor, centre_2N: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `draw_cutmix_boxes` does, for given centres: row and column as fractions of the image."""
+    row_NH, column_NW = cutmix_spans(lambda_N, centre_2N, size)
     mask_N1HW = (row_NH[:, :, None] & column_NW[:, None, :])[:, None]
     return mask_N1HW, 1 - mask_N1HW.float().mean(dim=(1, 2, 3))
 

@@ -52,6 +52,11 @@ class ImageBank:
         """Channels of the images."""
         return int(self._mapped_NCHW.shape[1])
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether all images lie on the device."""
+        return self._resident_NCHW is not None
+
     def take(self, position_B: torch.Tensor) -> torch.Tensor:
         """Return the images at these positions, float32 [B, C, H, W] in [0, 1] on the device."""
         if self._resident_NCHW is not None:

@@ -16,7 +16,6 @@ class ExponentialAverage:
 
     Attributes:
         averaged: a copy of the model holding the averages, in evaluation mode, without gradients.
-        n_updates: how many updates it has seen.
 
     Args:
         model: the model being trained, not compiled (compile what wraps it).
@@ -32,18 +31,24 @@ class ExponentialAverage:
         self._model = model
         self._decay = decay
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
-        self.n_updates = 0
+        # on the model's device, so that a recorded update counts itself
+        self._n_updates = torch.zeros((), dtype=torch.int64, device=next(model.parameters()).device)
+
+    @property
+    def n_updates(self) -> int:
+        """How many updates it has seen."""
+        return int(self._n_updates)
 
     @torch.no_grad()
     def update(self) -> None:
         """Move every floating-point parameter and buffer towards the model's; copy the others, such as counters."""
         # lerp, not a * decay + b * (1 - decay): it leaves what does not change, such as pixel constants, exactly as is.
+        moving = [pair for pair in self._pairs() if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in moving], [current for _, current in moving], 1.0 - self._decay)
         for average, current in self._pairs():
-            if average.is_floating_point():
-                average.lerp_(current, 1.0 - self._decay)
-            else:
+            if not average.is_floating_point():
                 average.copy_(current)
-        self.n_updates += 1
+        self._n_updates += 1
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return (average, current) for each tensor; looked up anew because moving a model replaces its buffers."""
@@ -58,4 +63,4 @@ class ExponentialAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken. The decay is a setting and is not part of it."""
         self.averaged.load_state_dict(state["averaged"])
-        self.n_updates = int(state["n_updates"])
+        self._n_updates.fill_(int(state["n_updates"]))

@@ -9,9 +9,9 @@ Legend: N images, B batch, K classes, S batches of an epoch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,21 +25,48 @@ from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.ema import ExponentialAverage
 from ray_ltdd.seeding import generator, seed_dropout
 from ray_ltdd.settings import Settings
-from ray_ltdd.stages.optimize import Optimizers, cosine_with_warmup, halved, load_training_state, make_optimizer, set_rate, training_state
+from ray_ltdd.stages.optimize import (
+    Optimizers,
+    cosine_with_warmup,
+    halved,
+    load_training_state,
+    make_optimizer,
+    set_rate,
+    training_state,
+    training_step,
+)
 from ray_ltdd.stages.progress import Advance, silent
+from ray_ltdd.stages.replay import Replayed
 from ray_ltdd.stages.scoring import predict
 from ray_ltdd.stages.views import EpochViews, ViewsConfig, draw_epoch_views, epoch_shape, make_batch, mix_labels
 
 VERSION = 2
 
-SoftLabels = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""(view_BCHW, index_B, partner_B, lambda_B, batch number since the start) -> target logits, float32 [B, K]."""
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Where target logits come from.
+
+    Attributes:
+        of: (view_BCHW, index_B, partner_B, lambda_B, what was fetched or None) -> target logits, float32 [B, K]; whole-batch tensor code.
+        fetch: looks up what a batch needs by its number since the start; None: nothing.
+    """
+
+    of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+    fetch: Callable[[int], torch.Tensor] | None = None
+
+    def __call__(self, view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, t: int) -> torch.Tensor:
+        """Target logits of batch `t`, float32 [B, K]."""
+        return self.of(view_BCHW, index_B, partner_B, lambda_B, self.fetch(t) if self.fetch else None)
 
 
-class StudentConfig(Settings):
-    """How a student is trained: what it depends on beside its data, its labels, its views and its seed."""
+class Recipe(Settings):
+    """How a network is trained on views and soft labels."""
 
-    model: ModelConfig = Field(default_factory=ModelConfig, description="the student's network")
+    who: ClassVar[str] = "a student"
+    section: ClassVar[str] = "evaluate"
+    """Who is trained, and where these settings stand: for error messages."""
+
     epochs: int = Field(1000, ge=1, description="passes over the distilled images; baselines train for the same number of steps")
     optimizer: Optimizers = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -52,6 +79,12 @@ class StudentConfig(Settings):
     soft_weight: float = Field(1.0, ge=0, description="k2, weight of the squared error to the teacher's logits, summed over classes")
     hard_weight: float = Field(0.025, ge=0, description="k1, weight of the cross-entropy with one-hot labels")
     ema_decay: float | None = Field(0.99, gt=0, lt=1, description="moving average of weights and buffers, which is what is tested; empty: none")
+
+
+class StudentConfig(Recipe):
+    """How a student is trained: what it depends on beside its data, its labels, its views and its seed."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the student's network")
 
 
 class EvaluateConfig(StudentConfig):
@@ -104,7 +137,7 @@ class TrainedStudent:
 
 
 def train_student(
-    config: StudentConfig,
+    config: Recipe,
     views_config: ViewsConfig,
     student: torch.nn.Module,
     bank: ImageBank,
@@ -116,6 +149,7 @@ def train_student(
     slot: CheckpointSlot,
     advance: Advance = silent,
     part: TrainingPart = WHOLE,
+    draw_positions: Callable[[int], torch.Tensor] | None = None,
 ) -> TrainedStudent:
     """Train `student`, in one go or a part of the way.
 
@@ -132,6 +166,7 @@ def train_student(
         slot: resumable state.
         advance: told the images done, those of parts before left out.
         part: which part.
+        draw_positions: gives, for an epoch, the N positions in the bank that its views show, int64 on the device; None: every image once.
 
     Raises:
         InputError: the loss became NaN or infinite.
@@ -141,6 +176,9 @@ def train_student(
     per_epoch, batch = epoch_shape(views_config, len(bank))
     flops = 3 * n_steps * batch * forward_flops(student, bank.channels, bank.image_size)
     loss_of = backend.compile(student_loss(config, student, soft_labels is not None, backend), flops)
+    take_step = training_step(loss_of_views(views_config, bank, soft_labels, loss_of), student, optimizer, average)
+    take_step = Replayed(take_step) if bank.is_resident else take_step
+    row_S = torch.arange(per_epoch, device=backend.device)
     done = load_training_state(slot, student, optimizer, average, part.start)
     advance((done - n_before(part)) * batch)
     last_step = n_steps if part.last_epoch is None else part.last_epoch * per_epoch
@@ -152,25 +190,36 @@ def train_student(
         if views is None or step == 0:
             drawn_epoch = epoch % n_view_epochs if n_view_epochs else epoch
             views = draw_epoch_views(views_config, len(bank), bank.image_size, views_seed, drawn_epoch, backend.device)
-        view_BCHW, partner_B, lambda_B = make_batch(views_config, bank, views, step)
-        index_B = views.index_SB[step]
-        label_B = bank.label_N[index_B]
-        target_BK = None if soft_labels is None else soft_labels(view_BCHW, index_B, partner_B, lambda_B, t)
+            if draw_positions is not None:
+                views = replace(views, index_SB=draw_positions(epoch)[views.index_SB])
         seed_dropout(student, views_seed, t)
-        loss = loss_of(view_BCHW, label_B, label_B[partner_B], lambda_B, target_BK)
-        loss.backward()
         factor = halved(t, n_steps, config.halve_at) if config.halve_at else cosine_with_warmup(t, n_steps, config.warmup_share)
         set_rate(optimizer, config.learning_rate * factor)
-        optimizer.step()
-        optimizer.zero_grad()
-        if average is not None:
-            average.update()
+        fetched = () if soft_labels is None or soft_labels.fetch is None else (soft_labels.fetch(t),)
+        loss = take_step(row_S[step : step + 1], *views.tensors(), *fetched)
         slot.offer(partial(training_state, t + 1, student, optimizer, average))
         advance(batch)
     if not bool(loss.isfinite()):
-        raise InputError(f"a student's loss became NaN or infinite: lower evaluate.learning_rate (now {config.learning_rate}).")
+        raise InputError(f"{config.who}'s loss became NaN or infinite: lower {config.section}.learning_rate (now {config.learning_rate}).")
     tested = average.averaged if average is not None else student.eval()
     return TrainedStudent(tested, partial(training_state, last_step, student, optimizer, average))
+
+
+def loss_of_views(
+    config: ViewsConfig, bank: ImageBank, soft_labels: SoftLabels | None, loss_of: Callable[..., torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    """Return the loss as a function of (step number, an epoch's draws, what its labels fetched): pixels are cut and labelled where it is computed."""
+
+    def loss(row_1: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
+        n = len(fields(EpochViews))
+        views, fetched = EpochViews(*drawn[:n]).row(row_1), drawn[n] if len(drawn) > n else None
+        view_BCHW, partner_B, lambda_B = make_batch(config, bank, views, 0)
+        index_B = views.index_SB[0]
+        label_B = bank.label_N[index_B]
+        target_BK = None if soft_labels is None else soft_labels.of(view_BCHW, index_B, partner_B, lambda_B, fetched)
+        return loss_of(view_BCHW, label_B, label_B[partner_B], lambda_B, target_BK)
+
+    return loss
 
 
 def n_before(part: TrainingPart) -> int:
@@ -178,7 +227,7 @@ def n_before(part: TrainingPart) -> int:
     return 0 if part.start is None else int(part.start["n_done"])
 
 
-def student_loss(config: StudentConfig, student: torch.nn.Module, soft: bool, backend: Backend) -> Callable[..., torch.Tensor]:
+def student_loss(config: Recipe, student: torch.nn.Module, soft: bool, backend: Backend) -> Callable[..., torch.Tensor]:
     """Return Eq. 10 as a function of (view_BCHW, label_B, partner_label_B, lambda_B, target_BK or None) that can be compiled."""
     hard_weight = config.hard_weight if soft else 1.0
 
@@ -207,10 +256,12 @@ def student_loss(config: StudentConfig, student: torch.nn.Module, soft: bool, ba
 def labels_per_image(logit_NK: torch.Tensor) -> SoftLabels:
     """Soft labels `one`: the images' stored logits, mixed as the images are."""
 
-    def look_up(view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, t: int) -> torch.Tensor:
+    def look_up(
+        view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, fetched: torch.Tensor | None
+    ) -> torch.Tensor:
         return mix_labels(logit_NK[index_B].float(), partner_B, lambda_B)
 
-    return look_up
+    return SoftLabels(look_up)
 
 
 def labels_per_view(load_chunk: Callable[[int], torch.Tensor], chunks: Sequence[range], per_epoch: int, device: torch.device) -> SoftLabels:
@@ -225,24 +276,32 @@ def labels_per_view(load_chunk: Callable[[int], torch.Tensor], chunks: Sequence[
     per_chunk, n_stored = len(chunks[0]) * per_epoch, chunks[-1].stop * per_epoch
     held: dict[int, torch.Tensor] = {}
 
-    def look_up(view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, t: int) -> torch.Tensor:
+    def fetch(t: int) -> torch.Tensor:
         number, step = divmod(t % n_stored, per_chunk)
         if number not in held:
             # the last one goes before the next one comes
             held.clear()
             held[number] = load_chunk(number).flatten(0, 1).to(device)
-        return held[number][step].float()
+        return held[number][step]
 
-    return look_up
+    def as_fetched(
+        view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, fetched: torch.Tensor | None
+    ) -> torch.Tensor:
+        assert fetched is not None
+        return fetched.float()
+
+    return SoftLabels(as_fetched, fetch)
 
 
 def labels_online(teacher: Callable[[torch.Tensor], torch.Tensor]) -> SoftLabels:
     """Soft labels `online`: the teacher labels every view."""
 
-    def ask(view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, t: int) -> torch.Tensor:
+    def ask(
+        view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, fetched: torch.Tensor | None
+    ) -> torch.Tensor:
         return teacher(view_BCHW)
 
-    return ask
+    return SoftLabels(ask)
 
 
 def score(model: torch.nn.Module, bank: ImageBank, n_classes: int, groups: Sequence[str], backend: Backend) -> Payload:

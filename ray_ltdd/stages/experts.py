@@ -9,9 +9,8 @@ Legend: N images, B batch of each stream, K classes, S steps of an epoch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,18 +18,18 @@ from pydantic import Field
 
 from ray_ltdd.artifacts import CheckpointSlot, Payload
 from ray_ltdd.compute import Backend, forward_flops
-from ray_ltdd.data.augment import crop, draw_cutmix_boxes, draw_flips, draw_shift_boxes, mixup
+from ray_ltdd.data.augment import crop, cutmix_masks, draw_flips, draw_shift_boxes, mixup
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.errors import InputError
-from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.ema import ExponentialAverage
 from ray_ltdd.models.expert import Expert
 from ray_ltdd.seeding import derive_seed, generator, seed_dropout
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.expert_losses import debiased_share, imitation_loss, inverse_frequency_weights, mixed_cross_entropy, robust_loss
-from ray_ltdd.stages.optimize import Optimizers, cosine_with_warmup, load_training_state, make_optimizer, set_rate, training_state
+from ray_ltdd.stages.optimize import Optimizers, cosine_with_warmup, load_training_state, make_optimizer, set_rate, training_state, training_step
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.ranks import SOLO, Ranks
+from ray_ltdd.stages.replay import Replayed
 from ray_ltdd.stages.scoring import Logits, predict
 
 VERSION = 1
@@ -83,45 +82,38 @@ class ExpertTraining(Settings):
     )
 
 
-class ExpertConfig(Settings):
-    """An expert: its architecture, and what of its training differs from `experts`."""
-
-    model: ModelConfig = Field(default_factory=ModelConfig, description="the encoder")
-    training: ExpertTraining = Field(default_factory=ExpertTraining, description="overrides of `experts`, value by value")
-    taught_by: Literal["observer"] | None = Field(
-        None,
-        description="of teachers: it learns the observer's logits besides the labels. Few images teach a student best through a teacher of its own "
-        "architecture, and such a one learns more from a stronger observer than from labels alone; empty: labels alone",
-    )
-    member: int = Field(
-        0,
-        ge=0,
-        description="number of this expert among others of the same settings; another number gives another seed",
-    )
-
-    def outcome(self) -> dict[str, Any]:
-        """The settings its weights depend on, as plain data.
-
-        The floor is none of them: it decides whether a trained expert is accepted, and who lowers it goes on from the last checkpoint.
-        """
-        idle = {"accuracy_floor"} if self.taught_by else {"accuracy_floor", "imitation_weight"}
-        # SGD goes unnamed, so that experts trained before there was a choice are still found; AdamW does not know SGD's settings
-        idle |= {"optimizer"} if self.training.optimizer == "sgd" else {"momentum", "nesterov"}
-        settings = {
-            "model": self.model.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json", exclude=idle),
-            "member": self.member,
-        }
-        return settings | ({"taught_by": self.taught_by} if self.taught_by else {})
-
-
 @dataclass
 class EpochDraws:
-    """Every random choice of one epoch, on the device: rows of S steps."""
+    """Which images one epoch mixes, and how, on the device: rows of S steps."""
 
     uniform_SB: torch.Tensor
     weighted_SB: torch.Tensor
     lambda_SB: torch.Tensor
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them."""
+        return self.uniform_SB, self.weighted_SB, self.lambda_SB
+
+    def row(self, row_1: torch.Tensor) -> "EpochDraws":
+        """Those of one step, int64 [1]."""
+        return EpochDraws(*(tensor.index_select(0, row_1) for tensor in self.tensors()))
+
+
+@dataclass
+class EpochShapes:
+    """How one epoch's images are flipped and shifted, and where CutMix's boxes lie, on the device: rows of S steps."""
+
+    flip_SN: torch.Tensor
+    box_SN4: torch.Tensor
+    centre_S2B: torch.Tensor
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them."""
+        return self.flip_SN, self.box_SN4, self.centre_S2B
+
+    def row(self, row_1: torch.Tensor) -> "EpochShapes":
+        """Those of one step, int64 [1]."""
+        return EpochShapes(*(tensor.index_select(0, row_1) for tensor in self.tensors()))
 
 
 def train_expert(
@@ -171,6 +163,10 @@ def train_expert(
     adjustment_K = (config.logit_adjustment * (count_K.double() / count_K.sum()).log()).float().to(backend.device)
     flops = 3 * 2 * config.batch_size * n_all * forward_flops(expert, bank.channels, bank.image_size) / ranks.count
     loss_of = shared_loss(expert, backend.compile(expert_loss(config, expert, weight_K, adjustment_K, backend), flops), ranks)
+    train_step = training_step(loss_of_draws(config, bank, loss_of, guide, ranks), expert, optimizer, average, config.gradient_clip)
+    if ranks.count == 1 and bank.is_resident:
+        # several processes exchange gradients in the middle of it
+        train_step = Replayed(train_step)
     first_epoch = load_training_state(slot, expert, optimizer, average)
     # also keeps the first process from writing the slot while another has not read it
     ranks.barrier(backend.device, first_epoch)
@@ -179,22 +175,15 @@ def train_expert(
     expert.train()
     for epoch in range(first_epoch, config.epochs):
         draws = draw_epoch(config, bank.label_N, count_K, n_steps, seed, epoch)
-        rng = generator(backend.device, seed, "expert-views", epoch)
+        shapes = draw_epoch_shapes(config, n_steps, draws.lambda_SB.shape[1], bank.image_size, generator(backend.device, seed, "expert-views", epoch))
+        row_S = torch.arange(n_steps, device=backend.device)
         loss = torch.zeros((), device=backend.device)
         for step in range(n_steps):
             t = epoch * n_steps + step
             seed_dropout(expert, ranks.seed(seed), t)
-            views = draw_views(config, bank, draws, step, rng, ranks)
-            alpha = torch.tensor(debiased_share(t, n_all), device=backend.device)
-            loss = loss_of(*views, alpha, *(() if guide is None else (guide(views[0]),)))
-            loss.backward()
-            if config.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(expert.parameters(), config.gradient_clip)
+            alpha = torch.full((), debiased_share(t, n_all), device=backend.device)
             set_rate(optimizer, config.learning_rate * cosine_with_warmup(t, n_all, config.warmup_share))
-            optimizer.step()
-            optimizer.zero_grad()
-            if average is not None:
-                average.update()
+            loss = train_step(row_S[step : step + 1], alpha, *draws.tensors(), *shapes.tensors())
             advance(2 * config.batch_size)
         if not ranks.all_true(loss.isfinite()):
             raise InputError(
@@ -227,28 +216,57 @@ def draw_epoch(config: ExpertTraining, label_N: torch.Tensor, count_K: torch.Ten
     return EpochDraws(uniform, weighted, torch.as_tensor(beta, dtype=torch.float32, device=label_N.device))
 
 
-def draw_views(
-    config: ExpertTraining, bank: ImageBank, draws: EpochDraws, step: int, rng: torch.Generator, ranks: Ranks = SOLO
+def draw_epoch_shapes(config: ExpertTraining, n_steps: int, n_pairs: int, size: int, rng: torch.Generator) -> EpochShapes:
+    """Draw the flips, shifts and CutMix centres of `n_steps` steps, one step after the other."""
+
+    def draw() -> tuple[torch.Tensor, ...]:
+        n = 2 * n_pairs
+        flip_N = draw_flips(n, rng) if config.flip else torch.zeros(n, dtype=torch.bool, device=rng.device)
+        return flip_N, draw_shift_boxes(n, config.crop_padding, size, rng), torch.rand(2, n_pairs, generator=rng, device=rng.device)
+
+    return EpochShapes(*(torch.stack(drawn) for drawn in zip(*(draw() for _ in range(n_steps)), strict=True)))
+
+
+def make_views(
+    config: ExpertTraining, bank: ImageBank, draws: EpochDraws, shapes: EpochShapes, ranks: Ranks
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Build one step's two mixed views, or the share of them that is this rank's: draws are for the whole batch, images are cut for the share.
+
+    Args:
+        config: the recipe.
+        bank: the images.
+        draws, shapes: of a single step, S = 1. Nothing is drawn here, and nothing goes to or from the device.
+        ranks: this process among those that train together.
 
     Returns:
         view_NCHW: float32, N = 2B; the first B are mixup, the others CutMix of the same pairs.
         first_N, second_N: int64 labels of the uniform and of the weighted stream.
         lambda_N: float32 weight of the first label; for CutMix corrected for the clipped box.
     """
-    n, size = 2 * draws.lambda_SB.shape[1], bank.image_size
-    flip_N = draw_flips(n, rng) if config.flip else torch.zeros(n, dtype=torch.bool, device=rng.device)
-    box_N4 = draw_shift_boxes(n, config.crop_padding, size, rng)
-    partner_B1HW, cutmix_lambda_B = draw_cutmix_boxes(draws.lambda_SB[step], size, rng)
-    position_N = ranks.pairs(torch.cat([draws.uniform_SB[step], draws.weighted_SB[step]]))
-    image_NCHW = crop(bank.take(position_N), ranks.pairs(box_N4), ranks.pairs(flip_N), size)
+    lambda_B, size = draws.lambda_SB[0], bank.image_size
+    partner_B1HW, cutmix_lambda_B = cutmix_masks(lambda_B, shapes.centre_S2B[0], size)
+    position_N = ranks.pairs(torch.cat([draws.uniform_SB[0], draws.weighted_SB[0]]))
+    image_NCHW = crop(bank.take(position_N), ranks.pairs(shapes.box_SN4[0]), ranks.pairs(shapes.flip_SN[0]), size)
     first_BCHW, second_BCHW = image_NCHW.chunk(2)
-    rows = ranks.rows(n // 2)
-    lambda_B, partner_B1HW, cutmix_lambda_B = draws.lambda_SB[step, rows], partner_B1HW[rows], cutmix_lambda_B[rows]
+    rows = ranks.rows(len(lambda_B))
+    lambda_B, partner_B1HW, cutmix_lambda_B = lambda_B[rows], partner_B1HW[rows], cutmix_lambda_B[rows]
     view_NCHW = torch.cat([mixup(first_BCHW, second_BCHW, lambda_B), torch.where(partner_B1HW, second_BCHW, first_BCHW)])
     first_B, second_B = bank.label_N[position_N].chunk(2)
     return view_NCHW, first_B.repeat(2), second_B.repeat(2), torch.cat([lambda_B, cutmix_lambda_B])
+
+
+def loss_of_draws(
+    config: ExpertTraining, bank: ImageBank, loss_of: Callable[..., torch.Tensor], guide: Logits | None, ranks: Ranks
+) -> Callable[..., torch.Tensor]:
+    """Return the loss as a function of (step number, alpha, an epoch's draws): pixels are cut and the guide is asked where the loss is computed."""
+
+    def loss(row_1: torch.Tensor, alpha: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
+        n = len(fields(EpochDraws))
+        draws, shapes = EpochDraws(*drawn[:n]).row(row_1), EpochShapes(*drawn[n:]).row(row_1)
+        views = make_views(config, bank, draws, shapes, ranks)
+        return loss_of(*views, alpha, *(() if guide is None else (guide(views[0]),)))
+
+    return loss
 
 
 def expert_loss(

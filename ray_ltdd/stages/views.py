@@ -8,7 +8,7 @@ Legend: N images, B batch, S batches of an epoch, C channels, H W rows and colum
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,14 @@ class EpochViews:
     lambda_SB: torch.Tensor
     patch_row_SBH: torch.Tensor
     patch_column_SBW: torch.Tensor
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them, in the order of the fields."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def row(self, row_1: torch.Tensor) -> "EpochViews":
+        """The draws of one batch, S = 1; `row_1` is its number, int64 [1] on the device."""
+        return EpochViews(*(tensor.index_select(0, row_1) for tensor in self.tensors()))
 
 
 def epoch_shape(config: ViewsConfig, n_images: int) -> tuple[int, int]:

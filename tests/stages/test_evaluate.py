@@ -20,6 +20,7 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_student
 from ray_ltdd.stages.evaluate import (
+    SoftLabels,
     StudentConfig,
     TrainingPart,
     labels_online,
@@ -220,13 +221,13 @@ def test_stored_labels_are_replayed_on_exactly_their_views(tmp_path, epochs_per_
     seen, loaded = [], []
     stored, label = soft_labels("stored", epochs_per_task, loaded), teacher()
 
-    def checked(view_BCHW, index_B, partner_B, lambda_B, t):
-        target_BK = stored(view_BCHW, index_B, partner_B, lambda_B, t)
+    def checked(view_BCHW, *batch):
+        target_BK = stored.of(view_BCHW, *batch)
         torch.testing.assert_close(target_BK, label(view_BCHW), atol=2e-3, rtol=2e-3)
         seen.append(target_BK)
         return target_BK
 
-    train(tmp_path / "c", soft=checked, n_steps=3 * 4 * 2 + 5, n_view_epochs=4)
+    train(tmp_path / "c", soft=SoftLabels(checked, stored.fetch), n_steps=3 * 4 * 2 + 5, n_view_epochs=4)
     assert n_batches(VIEWS, 22) == 3 and len(seen) == 29 and loaded == expected
     assert torch.equal(seen[0], seen[12]) and torch.equal(seen[4], seen[28]) and not torch.equal(seen[0], seen[3])
 

@@ -6,6 +6,7 @@ Legend: N images, B batch, K classes, S steps.
 import numpy as np
 import pytest
 import torch
+from expert_views import draw_views
 from reference import losses as reference_losses
 from reference import training as reference
 from sklearn.datasets import load_digits
@@ -21,7 +22,6 @@ from ray_ltdd.stages.experts import (
     ExpertTraining,
     check_above_chance,
     draw_epoch,
-    draw_views,
     expert_loss,
     train_expert,
     training_accuracy,

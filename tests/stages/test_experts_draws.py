@@ -6,10 +6,11 @@ Legend: N images, B batch of a stream, S steps, K classes.
 import numpy as np
 import pytest
 import torch
+from expert_views import draw_views
 
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.seeding import generator
-from ray_ltdd.stages.experts import ExpertTraining, draw_epoch, draw_views
+from ray_ltdd.stages.experts import ExpertTraining, draw_epoch
 
 COUNT_K = torch.tensor([1000, 80, 20])
 LABEL_N = torch.repeat_interleave(torch.arange(3), COUNT_K)[torch.randperm(1100, generator=torch.Generator().manual_seed(0))]

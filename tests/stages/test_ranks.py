@@ -11,13 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from expert_views import draw_views
 from stages.test_experts import BACKEND, BANK, COUNT_K, TINY, fresh_expert, slot_at
 
 from ray_ltdd.artifacts import ArtifactStore, Key
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import InlineExecutor, Task
 from ray_ltdd.seeding import generator
-from ray_ltdd.stages.experts import ExpertTraining, draw_epoch, draw_views, train_expert
+from ray_ltdd.stages.experts import ExpertTraining, draw_epoch, train_expert
 from ray_ltdd.stages.ranks import SOLO, Ranks
 
 pytestmark = pytest.mark.slow

@@ -36,12 +36,12 @@ def finished(tmp_path_factory):
     def watched(*arguments):
         look_up = per_view(*arguments)
 
-        def watch(view_BCHW, index_B, partner_B, lambda_B, t):
-            target_BK = look_up(view_BCHW, index_B, partner_B, lambda_B, t)
-            seen.append((view_BCHW, index_B, partner_B, lambda_B, target_BK))
+        def watch(*batch):
+            target_BK = look_up.of(*batch)
+            seen.append((*batch[:4], target_BK))
             return target_BK
 
-        return watch
+        return evaluate.SoftLabels(watch, look_up.fetch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "labels_per_view", watched)
