@@ -13,7 +13,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -26,7 +27,8 @@ from ray_ltdd.placement import ClusterConfig
 from ray_ltdd.settings import Place, Settings
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.evaluate import EvaluateConfig
-from ray_ltdd.stages.experts import ExpertConfig, ExpertTraining
+from ray_ltdd.stages.expert_config import ExpertConfig
+from ray_ltdd.stages.experts import ExpertTraining
 from ray_ltdd.stages.recover import RecoverConfig
 from ray_ltdd.stages.relabel import RelabelConfig
 from ray_ltdd.stages.select_crops import SelectCropsConfig
@@ -193,13 +195,21 @@ def write_yaml(config: ExperimentConfig, path: Path) -> None:
         yaml.dump(config.model_dump(mode="json"), file)
 
 
-def setting_names(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted name."""
+def setting_names(model: type[BaseModel] = ExperimentConfig, prefix: str = "", inside_optional: bool = False) -> Iterator[str]:
+    """Yield every dotted name; those inside sections that may be empty, and are by default, where they are asked for."""
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from setting_names(info.annotation, f"{prefix}{name}.")
-        else:
+        section, may_be_empty = section_of(info.annotation)
+        if section is None or may_be_empty:
             yield prefix + name
+        if section is not None and (inside_optional or not may_be_empty):
+            yield from setting_names(section, f"{prefix}{name}.", inside_optional)
+
+
+def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The settings a field holds, if it does, and whether it may be empty instead."""
+    others = [kind for kind in get_args(annotation) if kind is not NoneType]
+    kind = others[0] if len(others) == 1 and NoneType in get_args(annotation) else annotation
+    return (kind, kind is not annotation) if isinstance(kind, type) and issubclass(kind, BaseModel) else (None, False)
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -238,7 +248,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 
 def _nearest(name: str) -> str | None:
-    names = list(setting_names())
+    names = list(setting_names(inside_optional=True))
     parent, _, last = name.rpartition(".")
     sections = {n.rpartition(".")[0] for n in names}
     siblings = {n[len(parent) + 1 if parent else 0 :].split(".")[0] for n in names + sorted(sections) if n.startswith(f"{parent}." if parent else "")}

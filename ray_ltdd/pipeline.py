@@ -8,7 +8,7 @@ from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.executor import Executor
 from ray_ltdd.sharding import work_units
 from ray_ltdd.stages.calibrate import check_layers
-from ray_ltdd.stages.experts import ExpertConfig
+from ray_ltdd.stages.expert_config import ExpertConfig
 from ray_ltdd.tasks import distil as distilling
 from ray_ltdd.tasks import recovery
 from ray_ltdd.tasks import students as testing

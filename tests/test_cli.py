@@ -143,6 +143,7 @@ def test_all_problems_are_said_at_once(call):
         (("run", QUICKSTART, "recover.steps"), "cannot use 'recover.steps': overrides are written name=value"),
         (("run", QUICKSTART, "recover.steps=many"), "recover.steps (it is 'many')"),
         (("run", QUICKSTART, "evaluate.model.architecture=vgg12"), "did you mean 'vgg11'?"),
+        (("run", QUICKSTART, "teacher.function_matching.epoch=9"), "did you mean 'teacher.function_matching.epochs'?"),
         (("data", "prepare", "cifar11_lt"), "did you mean cifar10_lt?"),
         (("data", "describe", "digits_lt", "split.imbalance_factr=3"), "did you mean 'split.imbalance_factor'?"),
         (("gallery", "."), "is no run"),

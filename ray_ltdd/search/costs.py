@@ -14,6 +14,9 @@ from ray_ltdd.artifacts import MANIFEST, PAYLOAD, Artifact
 from ray_ltdd.search.sizes import PreparedRecord, prepared_records
 from ray_ltdd.search.work import STAGES, CostKind, expert_signature, network_name
 from ray_ltdd.stages import relabel
+from ray_ltdd.stages.expert_config import n_training_images
+from ray_ltdd.stages.experts import ExpertTraining
+from ray_ltdd.stages.function_matching import FunctionMatching
 from ray_ltdd.stages.views import ViewsConfig, n_views
 from ray_ltdd.tasks.keys import joint_digest
 
@@ -146,12 +149,13 @@ def _count(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, i
 
 
 def _expert(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
-    split, training = manifest["upstream"]["split"], manifest["settings"]["training"]
-    n_steps = max(known.n_train(split) // training["batch_size"], 1)
+    split, settings = manifest["upstream"]["split"], manifest["settings"]
+    matching = settings.get("function_matching")
+    training = FunctionMatching(**matching) if matching else ExpertTraining(**settings["training"])
     guide = known.guide(manifest)
-    networks = [manifest["settings"]["model"], *([guide["model"]] if guide else [])]
+    networks = [settings["model"], *([guide["model"]] if guide else [])]
     kind = CostKind("experts", known.dataset(split), network_name(*networks))
-    return kind, 2 * training["batch_size"] * n_steps * training["epochs"], 1
+    return kind, n_training_images(training, known.n_train(split)), 1
 
 
 def _watched(known: _Store, manifest: Mapping[str, Any]) -> CostKind:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from ray_ltdd.config import ExperimentConfig, setting_names
+from ray_ltdd.config import ExperimentConfig, section_of, setting_names
 
 Kind = Literal["int", "float", "other"]
 Section = Literal["set", "set_in_trials", "set_in_finals", "cells", "search"]
@@ -44,7 +44,7 @@ REFUSED: Mapping[Section, Mapping[str, str]] = {
 @cache
 def all_names() -> tuple[str, ...]:
     """Every dotted name of an experiment's settings."""
-    return tuple(setting_names())
+    return tuple(setting_names(inside_optional=True))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -75,18 +75,19 @@ def kind_of(name: str) -> Kind:
     model: type[BaseModel] = ExperimentConfig
     *sections, last = name.split(".")
     for section in sections:
-        inner = model.model_fields[section].annotation
-        assert isinstance(inner, type) and issubclass(inner, BaseModel)
+        inner, _ = section_of(model.model_fields[section].annotation)
+        if inner is None:
+            raise KeyError(name)
         model = inner
     types = _alternatives(model.model_fields[last].annotation)
     return "float" if float in types else "int" if int in types else "other"
 
 
 def value_of(config: ExperimentConfig, name: str) -> Any:
-    """The value the setting `name` has in `config`."""
+    """The value the setting `name` has in `config`; None in a section that is empty."""
     value: Any = config
     for part in name.split("."):
-        value = getattr(value, part)
+        value = None if value is None else getattr(value, part)
     return value
 
 

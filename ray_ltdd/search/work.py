@@ -20,7 +20,7 @@ from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.search.sizes import label_of
 from ray_ltdd.settings import Settings
 from ray_ltdd.sharding import work_units
-from ray_ltdd.stages.experts import ExpertConfig
+from ray_ltdd.stages.expert_config import ExpertConfig
 from ray_ltdd.stages.views import n_views
 
 STAGES = {
@@ -129,17 +129,19 @@ class _Asked:
         return [teacher.model for teacher in self._config.teachers]
 
     def _expert(self, expert: ExpertConfig, guide: StageRun | None = None) -> StageRun:
-        training, n_workers = expert.training, self._config.cluster.expert_workers
-        n_images = 2 * training.batch_size * max(self._n_train // training.batch_size, 1) * training.epochs
-        alike = {"compute": self._numerics, **({"workers": n_workers} if n_workers > 1 else {})}
-        settings = {**expert.outcome(), **alike}
+        n_images = expert.n_images(self._n_train)
+        settings = {**expert.outcome(), **self._alike(expert)}
         networks, upstream, of_guide = [expert.model], [self._split], None
         if guide is not None:
             networks, upstream = [*networks, self._config.observer.model], [*upstream, guide.identity]
-            of_guide = {**self._config.observer.outcome(), **alike}
+            of_guide = {**self._config.observer.outcome(), **self._alike(self._config.observer)}
         split = self._config.split.model_dump(mode="json")
         signature = expert_signature(self._data, split, settings, self._config.seed, of_guide)
         return replace(self._run("experts", n_images, 1, upstream, settings, networks=networks), signature=signature)
+
+    def _alike(self, expert: ExpertConfig) -> dict[str, Any]:
+        n_workers = expert.n_workers(self._config.cluster.expert_workers)
+        return {"compute": self._numerics, **({"workers": n_workers} if n_workers > 1 else {})}
 
     def _calibrated(self, observer: StageRun) -> list[StageRun]:
         config = self._config.calibrate

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from ray_ltdd.artifacts import CheckpointSlot, Payload
 from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.executor import Task
-from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.seeding import derive_seed
-from ray_ltdd.stages import calibrate, experts, select_crops
+from ray_ltdd.stages import calibrate, experts, function_matching, select_crops
+from ray_ltdd.stages.expert_config import ExpertConfig
 from ray_ltdd.stages.progress import Advance
 from ray_ltdd.stages.ranks import SOLO, Ranks
 from ray_ltdd.tasks.keys import joint_digest, key, span
 from ray_ltdd.workbench import TrainedExpert, Workbench
 
 
-def expert_task(config: ExperimentConfig, bench: Workbench, expert: experts.ExpertConfig, guide: TrainedExpert | None = None) -> Task:
+def expert_task(config: ExperimentConfig, bench: Workbench, expert: ExpertConfig, guide: TrainedExpert | None = None) -> Task:
     """Stage 1. Two roles with equal settings have equal keys: one expert serves both.
 
     Args:
@@ -25,7 +25,7 @@ def expert_task(config: ExperimentConfig, bench: Workbench, expert: experts.Expe
     Raises:
         InputError: `cluster.expert_workers` cannot share a batch equally.
     """
-    n_workers, n_train = config.cluster.expert_workers, len(bench.split.train_index_N)
+    n_workers, n_train = expert.n_workers(config.cluster.expert_workers), len(bench.split.train_index_N)
     Ranks(0, n_workers).require_equal_shares(min(expert.training.batch_size, n_train))
     settings, upstream = expert.outcome(), {"split": bench.split.fingerprint}
     if n_workers > 1:
@@ -33,27 +33,28 @@ def expert_task(config: ExperimentConfig, bench: Workbench, expert: experts.Expe
     if guide is not None:
         upstream["guide"] = guide.artifact.digest
     stage_key = key(config, "experts", experts.VERSION, settings, upstream)
-    n_steps = max(n_train // expert.training.batch_size, 1)
-    n_images = 2 * expert.training.batch_size * n_steps * expert.training.epochs
     seed = derive_seed(config.seed, "experts", expert.member)
-    inputs = {"model": expert.model, "training": expert.training, "seed": seed, "guide": guide}
-    return Task(stage_key, run_expert, inputs, n_images, f"expert {expert.model.label}", n_workers)
+    inputs = {"settings": expert, "seed": seed, "guide": guide}
+    return Task(stage_key, run_expert, inputs, expert.n_images(n_train), f"expert {expert.model.label}", n_workers)
 
 
 def run_expert(
     bench: Workbench,
     slot: CheckpointSlot,
     advance: Advance,
-    model: ModelConfig,
-    training: experts.ExpertTraining,
+    settings: ExpertConfig,
     seed: int,
     guide: TrainedExpert | None,
     ranks: Ranks = SOLO,
 ) -> Payload:
     """Train one expert, alone or as one of the processes `ranks`."""
     bench.backend.forget()
-    expert, bank = bench.new_expert(model, derive_seed(seed, "expert-weights")), bench.bank("train")
-    imitated = None if guide is None else bench.teacher([guide], 2 * len(bank) * training.epochs)
+    expert, bank = bench.new_expert(settings.model, derive_seed(seed, "expert-weights")), bench.bank("train")
+    training, matching = settings.training, settings.function_matching
+    imitated = None if guide is None else bench.teacher([guide], settings.n_images(len(bank)))
+    if imitated is not None and matching is not None:
+        given = (expert, imitated, bank, bench.count_K, bench.backend, seed)
+        return function_matching.match_function(matching, *given, slot, advance, training.accuracy_floor)
     return experts.train_expert(training, expert, bank, bench.count_K, bench.backend, seed, slot, advance, ranks, imitated)
 
 

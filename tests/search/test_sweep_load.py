@@ -280,9 +280,10 @@ def test_a_bad_choice_in_one_branch_is_found_and_said_once(tmp_path):
 
 
 def test_kinds_of_settings():
-    kinds = {name: kind_of(name) for name in setting_names()}
+    kinds = {name: kind_of(name) for name in setting_names(inside_optional=True)}
     assert kinds["recover.steps"] == kinds["select_crops.max_rounds"] == kinds["compute.threads"] == "int"
     assert kinds["relabel.tau"] == kinds["evaluate.ema_decay"] == kinds["split.imbalance_factor"] == "float"
+    assert kinds["teacher.function_matching.epochs"] == "int", "of a section that may be empty"
     assert kinds["recover.flip"] == kinds["calibrate.variance"] == kinds["recover.betas"] == kinds["data.path"] == "other"
 
 

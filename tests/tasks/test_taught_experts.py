@@ -15,6 +15,7 @@ from ray_ltdd.executor import SilentReporter
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_expert
 from ray_ltdd.runs import open_run
+from ray_ltdd.search.costs import read_costs
 from ray_ltdd.search.work import stage_runs
 from ray_ltdd.stages.experts import ExpertTraining, expert_loss
 from ray_ltdd.stages.scoring import predict
@@ -120,3 +121,38 @@ def test_a_taught_expert_is_planned_anew_with_every_observer(tmp_path):
 def test_the_observer_cannot_be_taught(tmp_path):
     with pytest.raises(InputError, match=r"^[^\n]*observer\.taught_by[^\n]*teacher\.taught_by=observer[^\n]*$"):
         settings(tmp_path, "observer.taught_by=observer")
+
+
+MATCH = ("teacher.taught_by=observer", "teacher.function_matching={epochs: 40, views: {batch_size: 32, min_scale: 0.5, flip: false}}")
+
+
+@pytest.mark.slow
+def test_a_matched_teacher_gives_the_observers_logits_and_costs_what_was_planned(tmp_path):
+    config = settings(tmp_path, *MATCH)
+    with opened(config) as run:
+        observer, matched = pipeline.train_experts(config, run.bench, run.executor)
+        bank = run.bench.bank("test")
+        first_NK, second_NK = (predict(run.bench.expert(expert), bank, run.bench.backend) for expert in (observer, matched))
+        assert float((first_NK - second_NK).square().mean()) < 0.2 * float(first_NK.var())
+        planned = [stage.work for stage in stage_runs(config, run.bench.split.count_K) if stage.kind.stage == "experts"]
+        spent = [cost.work for cost in read_costs(run.executor.store.root, config.data.root) if cost.kind.stage == "experts"]
+        assert sorted(spent) == sorted(planned) and 40 * 448 in spent, "446 images in batches of 32, filled up"
+
+
+def test_a_matched_teachers_key_leaves_out_the_training_it_does_not_have(tmp_path):
+    def task(*overrides):
+        config = settings(tmp_path, *MATCH, *overrides)
+        with opened(config) as run:
+            return expert_task(config, run.bench, config.teacher)
+
+    plain = task()
+    assert plain.key.digest == task("teacher.training.epochs=3").key.digest
+    assert "training" not in plain.key.settings and plain.n_images == 40 * 448
+    assert plain.key.digest != task("teacher.function_matching.sampler_exponent=0.5").key.digest
+    together = task("cluster.expert_workers=2")
+    assert (together.n_workers, together.key.digest) == (1, plain.key.digest), "one process matches"
+
+
+def test_function_matching_needs_the_observer(tmp_path):
+    with pytest.raises(InputError, match=r"^[^\n]*teacher: function_matching needs[^\n]*taught_by=observer[^\n]*$"):
+        settings(tmp_path, "teacher.function_matching={epochs: 3}")
