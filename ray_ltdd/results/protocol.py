@@ -129,9 +129,12 @@ def _sentences(rows: pd.DataFrame) -> Iterable[str]:
 
 
 def _recovery(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
-    epochs = {_get(settings, f"{role}.training.epochs", _EXPERT_EPOCHS) for role in ("observer", "teacher")}
+    matching = _get(settings, "teacher.function_matching.epochs", None)
+    epochs = {_get(settings, f"{role}.training.epochs", _EXPERT_EPOCHS) for role in ("observer", *(() if matching else ("teacher",)))}
     if epochs != {_EXPERT_EPOCHS}:
         yield f"experts of {' and '.join(map(str, sorted(epochs)))} epochs (paper: {_EXPERT_EPOCHS})"
+    if matching:
+        yield f"a teacher that matched the observer's function for {matching} epochs (paper: trained from labels)"
     architecture, width = (
         _get(settings, f"observer.model.{name}", own) for name, own in zip(("architecture", "width"), authors.observer, strict=True)
     )

@@ -76,6 +76,14 @@ def test_ours_stand_below_with_the_difference(rows):
     assert [row.kind for row in table.rows[-6:]] == ["ours"] * 3 + ["difference"] * 3
 
 
+def test_a_matched_teachers_training_is_named_and_the_one_it_did_not_have_is_not(tmp_path):
+    changes = {"observer__training__epochs": 150, "teacher__training__epochs": 45, "teacher__function_matching": {"epochs": 250}}
+    write(tmp_path, row(settings=settings_with(**changes)))
+    (sentences,) = differences(load_results(tmp_path)).values()
+    assert "experts of 150 epochs (paper: 200)" in sentences
+    assert "a teacher that matched the observer's function for 250 epochs (paper: trained from labels)" in sentences
+
+
 def test_rivals_are_told_apart_by_name_and_clashes_are_refused(rows, tmp_path):
     labels = {row.label for row in paper_table(1, rows).rows if row.kind == "ours"}
     assert labels == {f"ours (run, {key})" for key in {label[-5:-1] for label in labels if label != "random real images, ours"}} | {
