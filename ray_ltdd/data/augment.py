@@ -77,18 +77,18 @@ def _interpolation(start_N: torch.Tensor, length_N: torch.Tensor, n_in: int, n_o
     return weight / weight.sum(2, keepdim=True).clamp(min=1e-6) * inside[:, :, None]
 
 
-def draw_cutmix_boxes(lambda_N: torch.Tensor, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw CutMix boxes of area 1 - lambda around uniform centres, clipped at the border.
+def cutmix_masks(lambda_N: torch.Tensor, centre_2N: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """CutMix boxes of area 1 - lambda around given centres, clipped at the border.
+
+    Args:
+        lambda_N: share of the image itself before boxes are clipped, float [N].
+        centre_2N: row and column of the boxes' centres, as fractions of the image.
+        size: rows and columns of the image.
 
     Returns:
         mask, bool [N, 1, size, size], True where the *partner* shows; and lambda corrected for the clipped box, float [N] = the fraction of pixels
         that stay the image's own (pitfall: the uncorrected lambda names an area that is not there).
     """
-    return cutmix_masks(lambda_N, torch.rand(2, len(lambda_N), generator=generator, device=generator.device), size)
-
-
-def cutmix_masks(lambda_N: torch.Tensor, centre_2N: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `draw_cutmix_boxes` does, for given centres: row and column as fractions of the image."""
     row_NH, column_NW = cutmix_spans(lambda_N, centre_2N, size)
     mask_N1HW = (row_NH[:, :, None] & column_NW[:, None, :])[:, None]
     return mask_N1HW, 1 - mask_N1HW.float().mean(dim=(1, 2, 3))

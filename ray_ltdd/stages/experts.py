@@ -165,7 +165,7 @@ def train_expert(
     loss_of = shared_loss(expert, backend.compile(expert_loss(config, expert, weight_K, adjustment_K, backend), flops), ranks)
     train_step = training_step(loss_of_draws(config, bank, loss_of, guide, ranks), expert, optimizer, average, config.gradient_clip)
     if ranks.count == 1 and bank.is_resident:
-        # several processes exchange gradients in the middle of it
+        # several processes exchange gradients in the middle of it; images that are not on the device come from the host
         train_step = Replayed(train_step)
     first_epoch = load_training_state(slot, expert, optimizer, average)
     # also keeps the first process from writing the slot while another has not read it

@@ -10,13 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.crops import averaging_crop, bilinear_crop, shifted
 
-from ray_ltdd.data.augment import RATIO_RANGE, crop, draw_crop_boxes, draw_cutmix_boxes, draw_flips, draw_shift_boxes, mixup
+from ray_ltdd.data.augment import RATIO_RANGE, crop, cutmix_masks, draw_crop_boxes, draw_flips, draw_shift_boxes, mixup
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def drawn_masks(lambda_N, size, generator):
+    """CutMix's masks around uniform centres."""
+    return cutmix_masks(lambda_N, torch.rand(2, len(lambda_N), generator=generator), size)
 
 
 def images(n=2, size=8, seed=0, rows=None):
@@ -145,7 +150,7 @@ def test_every_image_has_its_own_draw():
     assert 0.25 < flip_N.float().mean() < 0.75
     got = crop(images(1).expand(n, 3, 8, 8), box_N4, flip_N, 8)
     assert len(got.flatten(1).unique(dim=0)) == n
-    _, lambda_N = draw_cutmix_boxes(torch.full((n,), 0.6), 32, rng())
+    _, lambda_N = drawn_masks(torch.full((n,), 0.6), 32, rng())
     assert len(lambda_N.unique()) > 5
 
 
@@ -183,7 +188,7 @@ def test_crop_boxes_use_the_whole_range():
 @given(seed=st.integers(0, 10**6), size=st.integers(4, 40), lam=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12))
 def test_cutmix_lambda_is_the_share_of_own_pixels_after_clipping(seed, size, lam):
     """Pitfall 8."""
-    mask_N1HW, lambda_N = draw_cutmix_boxes(torch.tensor(lam), size, rng(seed))
+    mask_N1HW, lambda_N = drawn_masks(torch.tensor(lam), size, rng(seed))
     assert mask_N1HW.shape == (len(lam), 1, size, size) and mask_N1HW.dtype == torch.bool
     for mask_1HW, own, wanted in zip(mask_N1HW, lambda_N.tolist(), lam, strict=True):
         mask = mask_1HW[0].numpy()
@@ -200,11 +205,11 @@ def test_cutmix_lambda_is_the_share_of_own_pixels_after_clipping(seed, size, lam
 
 
 def test_cutmix_boxes_are_clipped_often_and_lambda_one_mixes_nothing():
-    mask_N1HW, lambda_N = draw_cutmix_boxes(torch.full((500,), 0.5), 32, rng())
+    mask_N1HW, lambda_N = drawn_masks(torch.full((500,), 0.5), 32, rng())
     assert lambda_N.min().item() >= 0.45 and (lambda_N > 0.55).float().mean() > 0.5
     centre = (mask_N1HW[:, 0].float() * torch.arange(32.0)).sum((1, 2)) / mask_N1HW[:, 0].sum((1, 2))
     assert centre.mean().item() == pytest.approx(15.5, abs=1.0)
-    mask_N1HW, lambda_N = draw_cutmix_boxes(torch.ones(9), 32, rng())
+    mask_N1HW, lambda_N = drawn_masks(torch.ones(9), 32, rng())
     assert not mask_N1HW.any() and lambda_N.tolist() == [1.0] * 9
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_ltdd.data.augment import draw_cutmix_boxes
+from ray_ltdd.data.augment import cutmix_masks
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, mix_labels, n_batches
@@ -83,7 +83,8 @@ def test_a_cutmix_batch_is_its_draw_written_out():
     beta_SB = draw.beta(1.0, 1.0, (5, 8))
     drawn_SB = torch.tensor(np.where(draw.random((5, 8)) < 0.8, beta_SB, 1.0), dtype=torch.float32)
     for step, (view_BCHW, partner_B, lambda_B) in enumerate(batches):
-        mask_B1HW, share_B = draw_cutmix_boxes(drawn_SB[step], 9, generator("cpu", derive_seed(3, "views-centre", 1), "cutmix", step))
+        rng = generator("cpu", derive_seed(3, "views-centre", 1), "cutmix", step)
+        mask_B1HW, share_B = cutmix_masks(drawn_SB[step], torch.rand(2, len(drawn_SB[step]), generator=rng), 9)
         assert torch.equal(view_BCHW, torch.where(mask_B1HW, plain[step][partner_B], plain[step])) and torch.equal(lambda_B, share_B)
 
 
