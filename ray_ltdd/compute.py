@@ -29,7 +29,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 COMPILE_WORTH_FLOPS = {"cpu": 3e12, "cuda": 1e16}
 """Work from which compiling earns back its 5 to 15 seconds on 2 cores: 10,000 images forward and backward, or 30,000 forward, through a ConvNet-3.
-On a GPU, which replays recorded steps, minutes of work: compiling takes as long there, and the rest goes a thousand times as fast."""
+On a GPU, which replays recorded steps without compiling them, an estimate: three minutes at 5e13 operations a second."""
 
 
 class ComputeConfig(Settings):

@@ -25,6 +25,7 @@ from ray_ltdd.models.ema import ExponentialAverage
 from ray_ltdd.models.expert import Expert
 from ray_ltdd.seeding import derive_seed, generator, seed_dropout
 from ray_ltdd.settings import Settings
+from ray_ltdd.stages.epoch_rows import EpochRows
 from ray_ltdd.stages.expert_losses import debiased_share, imitation_loss, inverse_frequency_weights, mixed_cross_entropy, robust_loss
 from ray_ltdd.stages.optimize import Optimizers, cosine_with_warmup, load_training_state, make_optimizer, set_rate, training_state, training_step
 from ray_ltdd.stages.progress import Advance, silent
@@ -83,37 +84,21 @@ class ExpertTraining(Settings):
 
 
 @dataclass
-class EpochDraws:
+class EpochDraws(EpochRows):
     """Which images one epoch mixes, and how, on the device: rows of S steps."""
 
     uniform_SB: torch.Tensor
     weighted_SB: torch.Tensor
     lambda_SB: torch.Tensor
 
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them."""
-        return self.uniform_SB, self.weighted_SB, self.lambda_SB
-
-    def row(self, row_1: torch.Tensor) -> "EpochDraws":
-        """Those of one step, int64 [1]."""
-        return EpochDraws(*(tensor.index_select(0, row_1) for tensor in self.tensors()))
-
 
 @dataclass
-class EpochShapes:
+class EpochShapes(EpochRows):
     """How one epoch's images are flipped and shifted, and where CutMix's boxes lie, on the device: rows of S steps."""
 
     flip_SN: torch.Tensor
     box_SN4: torch.Tensor
     centre_S2B: torch.Tensor
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them."""
-        return self.flip_SN, self.box_SN4, self.centre_S2B
-
-    def row(self, row_1: torch.Tensor) -> "EpochShapes":
-        """Those of one step, int64 [1]."""
-        return EpochShapes(*(tensor.index_select(0, row_1) for tensor in self.tensors()))
 
 
 def train_expert(

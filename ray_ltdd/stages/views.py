@@ -8,7 +8,7 @@ Legend: N images, B batch, S batches of an epoch, C channels, H W rows and colum
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from ray_ltdd.data.augment import crop, cutmix_spans, draw_crop_boxes, draw_flip
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.settings import Settings
+from ray_ltdd.stages.epoch_rows import EpochRows
 
 VERSION = 2
 """Raised when the same seed draws other views, which labels stored before do not fit."""
@@ -36,7 +37,7 @@ class ViewsConfig(Settings):
 
 
 @dataclass(frozen=True)
-class EpochViews:
+class EpochViews(EpochRows):
     """All draws of one epoch, on the device, S rows of B.
 
     Attributes:
@@ -54,14 +55,6 @@ class EpochViews:
     lambda_SB: torch.Tensor
     patch_row_SBH: torch.Tensor
     patch_column_SBW: torch.Tensor
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them, in the order of the fields."""
-        return tuple(getattr(self, field.name) for field in fields(self))
-
-    def row(self, row_1: torch.Tensor) -> "EpochViews":
-        """The draws of one batch, S = 1; `row_1` is its number, int64 [1] on the device."""
-        return EpochViews(*(tensor.index_select(0, row_1) for tensor in self.tensors()))
 
 
 def epoch_shape(config: ViewsConfig, n_images: int) -> tuple[int, int]:
