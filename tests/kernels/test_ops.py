@@ -15,7 +15,7 @@ from torch import nn
 from ray_ltdd.kernels import build, ops, serving
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.convnet import ConvBlock
-from ray_ltdd.models.convolution import Conv3x3, use_own_kernels
+from ray_ltdd.models.convolution import Conv3x3, Convolution, use_own_kernels
 from ray_ltdd.models.expert import build_expert
 from ray_ltdd.models.monitor import capture_inputs, monitored_layers
 
@@ -270,13 +270,14 @@ def test_who_watches_a_layer_sees_its_input():
         (nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), False),
     ],
 )
-def test_only_convolutions_of_the_same_form_are_replaced(conv, own):
+def test_convolutions_are_replaced_by_the_same_in_the_form_the_kernels_take_or_another(conv, own):
     network = nn.Sequential(nn.Sequential(conv))
-    state = torch.random.get_rng_state()
-    weight = conv.weight
+    map_NIHW = torch.rand(2, conv.in_channels, 7, 6)
+    expected_NOHW, weight, state = conv(map_NIHW), conv.weight, torch.random.get_rng_state()
     use_own_kernels(network)
-    assert isinstance(network[0][0], Conv3x3) == own and network[0][0].weight is weight
+    assert type(network[0][0]) is (Conv3x3 if own else Convolution) and network[0][0].weight is weight
     assert torch.equal(state, torch.random.get_rng_state())
+    torch.testing.assert_close(network(map_NIHW), expected_NOHW)
 
 
 @pytest.mark.parametrize(
