@@ -115,8 +115,13 @@ class Executor(Protocol):
 
     store: ArtifactStore
 
-    def compute(self, title: str, tasks: Sequence[Task]) -> list[Artifact]:
+    def compute(self, title: str, tasks: Sequence[Task], part: str = "") -> list[Artifact]:
         """Return the tasks' artifacts in the tasks' order, computing what is missing.
+
+        Args:
+            title: the stage, under which costs are added up.
+            tasks: of any number.
+            part: which part of a stage computed in several, as progress shows it.
 
         Raises:
             InputError: a task cannot be done; names it.
@@ -147,12 +152,12 @@ class InlineExecutor:
     reporter: Reporter = field(default_factory=SilentReporter)
     _records: dict[str, StageRecord] = field(default_factory=dict)
 
-    def compute(self, title: str, tasks: Sequence[Task]) -> list[Artifact]:
+    def compute(self, title: str, tasks: Sequence[Task], part: str = "") -> list[Artifact]:
         """Compute the tasks, heaviest first; see `Executor`."""
         record = self._records.setdefault(title, StageRecord(title))
         started = time.monotonic()
         artifacts: dict[str, Artifact] = {}
-        with self.reporter.stage(title, sum(task.n_images for task in tasks)) as advance:
+        with self.reporter.stage(f"{title} {part}".rstrip(), sum(task.n_images for task in tasks)) as advance:
             for task in heaviest_first(tasks, [task.n_images for task in tasks]):
                 artifact, computed = self.store.get_or_compute(task.key, partial(self._run, task, advance))
                 if not computed:

@@ -98,6 +98,7 @@ def recover_waves(
     shared = RecoveryInputs(settings, config.calibrate, observer, target, ipc * sum(map(len, units)), ipc, config.seed)
     n_waves = settings.n_waves(len(units[0]), ipc)
     exchanges = range(settings.exchange_every, settings.steps, settings.exchange_every) if len(units) > 1 else ()
+    ends = (*exchanges, settings.steps)
     waves = []
     for wave in range(n_waves):
         inputs = [UnitInputs(*artifacts) for artifacts in zip(initial, moments, strict=True)]
@@ -107,9 +108,9 @@ def recover_waves(
                 for unit, images in zip(units, initial, strict=True)
             ]
             inputs = exchange(config, executor, target, inputs, executor.compute("Recover", starts))
-        for end in (*exchanges, settings.steps):
+        for number, end in enumerate(ends, 1 + wave * len(ends)):
             parts = [recovery.recover_task(config, shared, WavePlace(unit, wave, n_waves, end), own) for unit, own in zip(units, inputs, strict=True)]
-            states = executor.compute("Recover", parts)
+            states = executor.compute("Recover", parts, f"{number} of {n_waves * len(ends)}" if n_waves * len(ends) > 1 else "")
             if end < settings.steps:
                 inputs = [replace(own, previous=state) for own, state in zip(inputs, states, strict=True)]
                 inputs = exchange(config, executor, target, inputs, states)

@@ -93,8 +93,19 @@ class Backwards:
     def __init__(self, inner):
         self.inner, self.store = inner, inner.store
 
-    def compute(self, title, tasks):
-        return self.inner.compute(title, list(tasks)[::-1])[::-1]
+    def compute(self, title, tasks, part=""):
+        return self.inner.compute(title, list(tasks)[::-1], part)[::-1]
+
+
+class Titles(SilentReporter):
+    """Keeps what is shown of the stages."""
+
+    def __init__(self):
+        self.shown = []
+
+    def stage(self, title, n_images):
+        self.shown.append(title)
+        return super().stage(title, n_images)
 
 
 def test_units_in_any_order_give_the_same_bytes(tmp_path):
@@ -102,10 +113,13 @@ def test_units_in_any_order_give_the_same_bytes(tmp_path):
     found = []
     for name in ("forwards", "backwards"):
         config = load_config(ROOT / "configs" / "quickstart.yaml", [*TINY, f"output.root={tmp_path / name}", *names]).config
-        run = open_run(config, SilentReporter())
+        titles = Titles()
+        run = open_run(config, titles)
         executor = run.executor if name == "forwards" else Backwards(run.executor)
         distilled = pipeline.distil(config, run.bench, executor)
         assert len(distilled.units) == 3
+        # two waves, each with exchanges after 5 and 10 of its 11 steps
+        assert [title for title in titles.shown if title.startswith("Recover ")] == [f"Recover {i} of 6" for i in range(1, 7)]
         found.append(checksums(tmp_path / name))
     assert found[0] == found[1]
 

@@ -74,6 +74,13 @@ def test_records_keep_the_order_of_first_use(executor):
     assert [(record.title, record.n_computed) for record in executor.records()] == [("B", 2), ("A", 1)]
 
 
+def test_parts_of_a_stage_are_shown_apart_and_their_costs_added_up(executor):
+    for number in (1, 2):
+        executor.compute("Stage", [task(number)], f"{number} of 2")
+    assert [title for title, *_ in executor.reporter.stages] == ["Stage 1 of 2", "Stage 2 of 2"]
+    assert [(record.title, record.n_computed) for record in executor.records()] == [("Stage", 2)]
+
+
 def test_compute_seconds_are_those_of_the_artifact_whoever_computed_it(executor, tmp_path):
     (artifact,) = executor.compute("Stage", [task(1)])
     other = InlineExecutor(ArtifactStore(tmp_path), [], SilentReporter())

@@ -49,9 +49,9 @@ class Collecting:
         self.inner, self.store, self.records, self.close = inner, inner.store, inner.records, inner.close
         self.calls, self._events = [], events
 
-    def compute(self, title, tasks):
+    def compute(self, title, tasks, part=""):
         self._events.append(("stage", title))
-        artifacts = self.inner.compute(title, tasks)
+        artifacts = self.inner.compute(title, tasks, part)
         self.calls.append((tasks, artifacts))
         return artifacts
 

@@ -55,11 +55,11 @@ class RayExecutor:
     _stack: ExitStack = field(default_factory=ExitStack)
     _pool: HostPool | None = None
 
-    def compute(self, title: str, tasks: Sequence[Task]) -> list[Artifact]:
+    def compute(self, title: str, tasks: Sequence[Task], part: str = "") -> list[Artifact]:
         """Compute the tasks on the hosts; see `Executor`."""
         record = self._records.setdefault(title, StageRecord(title))
         started = time.monotonic()
-        with self.reporter.stage(title, sum(task.n_images for task in tasks)) as advance:
+        with self.reporter.stage(f"{title} {part}".rstrip(), sum(task.n_images for task in tasks)) as advance:
             artifacts = self._find(tasks, record, advance)
             missing = {task.key.digest: task for task in tasks if task.key.digest not in artifacts}
             together = [task for task in missing.values() if task.n_workers > 1]
