@@ -52,7 +52,7 @@ def multiply_bfloat16() -> bool:
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Let convolutions of more than 4 channels, and first blocks, multiply bfloat16 values while the context lasts; their gradients then do so, too,
+    """Let convolutions of 16 channels or more, and first blocks, multiply bfloat16 values while the context lasts; their gradients then do so, too,
     but for that of an image.
 
     Maps, weights and sums stay float32. A convolution by the kernels errs by about 1.2 % of its result's norm, 4 times as much as a direct one of

@@ -46,7 +46,7 @@ def run(output: Path, *overrides: str, reporter=None, inline=False):
 
 
 class Watcher(SilentReporter):
-    """Does something once in a stage, at its first progress."""
+    """Does something once in a stage, at its first progress; parts of a stage are shown by its title and their number."""
 
     def __init__(self, actions):
         self.actions = dict(actions)
@@ -56,8 +56,9 @@ class Watcher(SilentReporter):
         yield lambda n: self._told(title, n)
 
     def _told(self, title, n):
-        if n and title in self.actions:
-            self.actions.pop(title)()
+        stage = next((name for name in self.actions if title == name or title.startswith(f"{name} ")), None)
+        if n and stage is not None:
+            self.actions.pop(stage)()
 
 
 def numbered(context, slot, advance, number, scale=1):

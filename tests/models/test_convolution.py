@@ -69,9 +69,10 @@ def test_without_such_products_it_is_torchs(form):
     torch.testing.assert_close(replaced(conv)(map_NIHW), expected_NOHW)
 
 
+@pytest.mark.parametrize("in_channels", [3, 15])
 @pytest.mark.parametrize("form", [FORMS["5x5"], FORMS["stride 2"]], ids=["5x5", "stride 2"])
-def test_images_are_convolved_in_float32(form):
-    conv, image_NIHW = convolution(in_channels=3, **form), torch.randn(2, 3, 9, 8)
+def test_images_and_narrow_maps_are_convolved_in_float32(form, in_channels):
+    conv, image_NIHW = convolution(in_channels=in_channels, **form), torch.randn(2, in_channels, 9, 8)
     expected_NOHW = conv(image_NIHW)
     with serving.bfloat16_products():
         assert torch.equal(conv(image_NIHW), expected_NOHW)
