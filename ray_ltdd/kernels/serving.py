@@ -87,7 +87,7 @@ def suit_channels(n_in: int, n_out: int) -> bool:
 def weights_outweigh(map_NCHW: torch.Tensor, n_in: int, n_out: int) -> bool:
     """Whether torch's direct convolution in bfloat16 products, which have to be in force, is faster than the kernel: many channels, few pixels.
 
-    Not a matter of the batch, so that a map's result does not depend on what else is in it.
+    Not a matter of the batch: which way a map goes does not depend on what else is in it.
     """
     return _half and map_NCHW.shape[2:].numel() <= LARGEST_OUTWEIGHED_MAP and min(n_in, n_out) >= FEWEST_OUTWEIGHING_CHANNELS
 
