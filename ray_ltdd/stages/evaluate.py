@@ -68,13 +68,15 @@ class Recipe(Settings):
     """Who is trained, and where these settings stand: for error messages."""
 
     epochs: int = Field(1000, ge=1, description="passes over the distilled images; baselines train for the same number of steps")
-    optimizer: Optimizers = Field("adamw", description="AdamW, or SGD with Nesterov momentum")
+    optimizer: Optimizers = Field(
+        "adamw", description="AdamW, SGD with Nesterov momentum, or Muon (orthogonal steps of convolutions' weights, AdamW for the rest)"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     halve_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (), description="shares of the training after which the rate is halved; empty: it follows a cosine to zero"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; AdamW ignores it")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled for AdamW, L2 for SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD and of Muon, which 0.95 served; AdamW ignores it")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled for AdamW and Muon, L2 for SGD")
     warmup_share: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly; without halve_at")
     soft_weight: float = Field(1.0, ge=0, description="k2, weight of the squared error to the teacher's logits, summed over classes")
     hard_weight: float = Field(0.025, ge=0, description="k1, weight of the cross-entropy with one-hot labels")
@@ -171,7 +173,7 @@ def train_student(
     Raises:
         InputError: the loss became NaN or infinite.
     """
-    optimizer = make_optimizer(config.optimizer, student, config.learning_rate, config.weight_decay, config.momentum, nesterov=True)
+    optimizer = make_optimizer(config.optimizer, student, config.learning_rate, config.weight_decay, config.momentum, True, backend.product_dtype)
     average = ExponentialAverage(student, config.ema_decay) if config.ema_decay else None
     per_epoch, batch = epoch_shape(views_config, len(bank))
     flops = 3 * n_steps * batch * forward_flops(student, bank.channels, bank.image_size)

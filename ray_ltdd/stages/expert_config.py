@@ -49,8 +49,8 @@ class ExpertConfig(Settings):
         if self.function_matching is not None:
             return settings | {"function_matching": self.function_matching.model_dump(mode="json")}
         idle = {"accuracy_floor"} if self.taught_by else {"accuracy_floor", "imitation_weight"}
-        # SGD goes unnamed, so that experts trained before there was a choice are still found; AdamW does not know SGD's settings
-        idle |= {"optimizer"} if self.training.optimizer == "sgd" else {"momentum", "nesterov"}
+        # SGD goes unnamed, so that experts trained before there was a choice are still found; AdamW knows no momentum
+        idle |= {"sgd": {"optimizer"}, "adamw": {"momentum", "nesterov"}, "muon": set()}[self.training.optimizer]
         return settings | {"training": self.training.model_dump(mode="json", exclude=idle)}
 
     def n_images(self, n_train: int) -> int:

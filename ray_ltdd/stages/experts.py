@@ -46,11 +46,13 @@ class ExpertTraining(Settings):
         description="images per stream and step; two streams make two mixed views of this size. A ConvNet that another network "
         "teaches learns far more from 16 than from 64 in a few epochs",
     )
-    optimizer: Optimizers = Field("sgd", description="SGD with momentum, or AdamW, which served a ConvNet that another network teaches")
-    learning_rate: float = Field(0.05, gt=0, description="peak learning rate; about 0.002 with AdamW")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; AdamW ignores it")
-    nesterov: bool = Field(True, description="Nesterov's form of SGD's momentum")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of SGD, decoupled for AdamW")
+    optimizer: Optimizers = Field(
+        "sgd", description="SGD with momentum, AdamW, or Muon (orthogonal steps of convolutions' weights, AdamW for the rest)"
+    )
+    learning_rate: float = Field(0.05, gt=0, description="peak learning rate; about 0.002 with AdamW and Muon")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD and of Muon, which 0.95 served; AdamW ignores it")
+    nesterov: bool = Field(True, description="Nesterov's form of the momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of SGD, decoupled for AdamW and Muon")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly; a cosine to zero follows")
     debias: bool = Field(
         True,
@@ -142,7 +144,9 @@ def train_expert(
     backend = backend.suited_to(expert)
     n_steps = max(len(bank) // config.batch_size, 1)
     n_all = config.epochs * n_steps
-    optimizer = make_optimizer(config.optimizer, expert, config.learning_rate, config.weight_decay, config.momentum, config.nesterov)
+    optimizer = make_optimizer(
+        config.optimizer, expert, config.learning_rate, config.weight_decay, config.momentum, config.nesterov, backend.product_dtype
+    )
     average = ExponentialAverage(expert, config.ema_decay) if config.ema_decay else None
     weight_K = inverse_frequency_weights(count_K, config.class_weight_exponent).to(backend.device)
     adjustment_K = (config.logit_adjustment * (count_K.double() / count_K.sum()).log()).float().to(backend.device)

@@ -9,8 +9,9 @@ import torch
 
 from ray_ltdd.artifacts import CheckpointSlot
 from ray_ltdd.models.ema import ExponentialAverage
+from ray_ltdd.stages.muon import Muon
 
-Optimizers = Literal["sgd", "adamw"]
+Optimizers = Literal["sgd", "adamw", "muon"]
 
 
 def cosine_with_warmup(step: int, n_steps: int, warmup_share: float) -> float:
@@ -27,9 +28,18 @@ def halved(step: int, n_steps: int, shares: Sequence[float]) -> float:
 
 
 def make_optimizer(
-    kind: Optimizers, module: torch.nn.Module, learning_rate: float, weight_decay: float, momentum: float, nesterov: bool
+    kind: Optimizers,
+    module: torch.nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    product_dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """SGD, whose decay is an L2 penalty, or AdamW, whose decay is decoupled and which has no use for `momentum` and `nesterov`."""
+    """SGD, whose decay is an L2 penalty; AdamW, whose decay is decoupled and which has no use for `momentum` and `nesterov`; or Muon, see there.
+
+    `product_dtype` is the type in which Muon multiplies matrices.
+    """
     # a rate that lives on the GPU is read anew by every replay of a recorded step
     device = next(module.parameters()).device
     on_gpu = device.type == "cuda"
@@ -37,6 +47,8 @@ def make_optimizer(
     if kind == "adamw":
         # one pass over the weights where the plain form takes about ten: on a CPU core 18.4 -> 5.2 ms a step for VGG-11, 0.7 -> 0.2 for ConvNet-3
         return torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay, fused=True, capturable=on_gpu)
+    if kind == "muon":
+        return Muon(module, rate, weight_decay, momentum, nesterov, product_dtype)
     return torch.optim.SGD(
         module.parameters(), lr=rate, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay, fused=on_gpu or None
     )

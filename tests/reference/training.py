@@ -82,3 +82,30 @@ class Adam:
             parameter -= rate * self.weight_decay * parameter
             parameter -= rate * corrected[0] / (corrected[1].sqrt() + 1e-8)
             parameter.grad = None
+
+
+class Muon:
+    """Muon as published, with the step size of AdamW, for convolutions of 16 input channels or more; Adam for the rest."""
+
+    def __init__(self, parameters, momentum, weight_decay, nesterov=True):
+        parameters = list(parameters)
+        self.matrices = [p for p in parameters if p.ndim == 4 and p.shape[1] >= 16]
+        self.rest = Adam([p for p in parameters if not (p.ndim == 4 and p.shape[1] >= 16)], (0.9, 0.999), weight_decay)
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        self.velocity = [torch.zeros_like(p) for p in self.matrices]
+
+    @torch.no_grad()
+    def step(self, rate):
+        self.rest.step(rate)
+        for parameter, velocity in zip(self.matrices, self.velocity, strict=True):
+            velocity *= self.momentum
+            velocity += parameter.grad
+            direction = parameter.grad + self.momentum * velocity if self.nesterov else velocity
+            left, value, right = torch.linalg.svd(direction.flatten(1), full_matrices=False)
+            value = value / value.norm()
+            for _ in range(5):
+                value = 3.4445 * value - 4.7750 * value**3 + 2.0315 * value**5
+            step = (left * value) @ right
+            parameter -= rate * self.weight_decay * parameter
+            parameter -= rate * 0.2 * max(step.shape) ** 0.5 * step.view_as(parameter)
+            parameter.grad = None

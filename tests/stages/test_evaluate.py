@@ -50,7 +50,7 @@ BANK = digits(22)
 
 
 def fresh(seed=0):
-    return build_student(ModelConfig(width=8, depth=2, normalization="batch"), 8, 1, 10, [0.3], [0.35], seed)
+    return build_student(ModelConfig(width=16, depth=2, normalization="batch"), 8, 1, 10, [0.3], [0.35], seed)
 
 
 class WithDropout(torch.nn.Module):
@@ -76,7 +76,7 @@ def train(path, student=None, soft=None, config=CONFIG, n_steps=N_STEPS, n_view_
     return train_student(config, VIEWS, student or fresh(), bank, soft, n_steps, 5, n_view_epochs, BACKEND, slot_at(path), advance).tested
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("ema_decay", [None, 0.8])
 def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
     """The last step counts; the average holds parameters and buffers (pitfall 31); the cosine does not jump (32)."""
@@ -86,7 +86,11 @@ def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
     twin = fresh().double().train()
     average = copy.deepcopy(twin)
     loss_of = student_loss(config, twin, True, BACKEND)
-    recipe = reference.Adam(twin.parameters(), (0.9, 0.999), 0.1) if optimizer == "adamw" else reference.Sgd(twin.parameters(), 0.9, 0.1)
+    recipe = {
+        "adamw": lambda: reference.Adam(twin.parameters(), (0.9, 0.999), 0.1),
+        "sgd": lambda: reference.Sgd(twin.parameters(), 0.9, 0.1),
+        "muon": lambda: reference.Muon(twin.parameters(), 0.9, 0.1),
+    }[optimizer]()
     for t in range(N_STEPS):
         epoch, step = divmod(t, 3)
         views = draw_epoch_views(VIEWS, 22, 8, 5, epoch, BACKEND.device)

@@ -43,7 +43,7 @@ BANK = digits()
 
 
 def fresh_expert(normalization="batch", seed=0):
-    return build_expert(ModelConfig(width=8, depth=2, normalization=normalization), 8, 1, 10, [0.3], [0.35], seed)
+    return build_expert(ModelConfig(width=16, depth=2, normalization=normalization), 8, 1, 10, [0.3], [0.35], seed)
 
 
 def slot_at(folder):
@@ -117,6 +117,7 @@ def test_training_is_its_steps_written_out(tmp_path, debias, optimizer, rate):
         ("batch", {"ema_decay": 0.9, "debias": False, "nesterov": False, "momentum": 0.0}),
         ("instance", {"gradient_clip": 0.5, "warmup_share": 0.4}),
         ("instance", {"optimizer": "adamw", "learning_rate": 2e-3, "ema_decay": 0.9}),
+        ("instance", {"optimizer": "muon", "learning_rate": 2e-3, "nesterov": False}),
     ],
     ids=str,
 )

@@ -54,7 +54,7 @@ def test_replayed_dropout_follows_the_seed_of_its_step():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("optimizer_kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer_kind", ["sgd", "adamw", "muon"])
 def test_a_training_of_replayed_steps_is_the_training(device, optimizer_kind):
     start = build_student(ModelConfig(width=16, depth=2, normalization="batch"), 8, 1, 3, [0.4], [0.3], 0).to(device)
     label_N = torch.tensor([0, 1, 2, 0], device=device)

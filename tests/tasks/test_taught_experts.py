@@ -105,6 +105,9 @@ def test_an_experts_key_names_the_settings_its_optimiser_knows(tmp_path):
     adamw, named = digest("optimizer=adamw")
     assert adamw != sgd and not named & {"momentum", "nesterov"}
     assert digest("optimizer=adamw", "momentum=0.8", "nesterov=false")[0] == adamw
+    muon, named = digest("optimizer=muon")
+    assert len({sgd, adamw, muon}) == 3 and {"optimizer", "momentum", "nesterov"} <= named
+    assert digest("optimizer=muon", "momentum=0.8")[0] != muon
 
 
 def test_a_taught_expert_is_planned_anew_with_every_observer(tmp_path):
