@@ -73,11 +73,6 @@ class Backend:
             return self
         return Backend(self.device, self.dtype_without_kernels, self.compiles)
 
-    @property
-    def product_dtype(self) -> torch.dtype:
-        """The type in which networks multiply matrices."""
-        return torch.bfloat16 if self.bfloat16_products else self.dtype
-
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes; does nothing in plain float32."""
         if self.bfloat16_products:

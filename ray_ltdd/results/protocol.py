@@ -57,7 +57,7 @@ _AUTHORS = {
     "imagenet_lt": _Authors(("resnext50", None), "ResNeXt-50 32x4d", 1000, "adamw", 1e-3, 100, None, None, 50),
 }
 _OUR_SCHEDULE = "cosine rate"
-_OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
+_OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD", "muon": "Muon"}
 _LABELS = {"one": "one stored logit vector per image", "stored": "stored logits of {stored_epochs} epochs of views"}
 _FINEST = 10_000
 

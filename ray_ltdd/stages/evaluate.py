@@ -173,7 +173,7 @@ def train_student(
     Raises:
         InputError: the loss became NaN or infinite.
     """
-    optimizer = make_optimizer(config.optimizer, student, config.learning_rate, config.weight_decay, config.momentum, True, backend.product_dtype)
+    optimizer = make_optimizer(config.optimizer, student, config.learning_rate, config.weight_decay, config.momentum, nesterov=True)
     average = ExponentialAverage(student, config.ema_decay) if config.ema_decay else None
     per_epoch, batch = epoch_shape(views_config, len(bank))
     flops = 3 * n_steps * batch * forward_flops(student, bank.channels, bank.image_size)

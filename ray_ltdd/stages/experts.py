@@ -144,9 +144,7 @@ def train_expert(
     backend = backend.suited_to(expert)
     n_steps = max(len(bank) // config.batch_size, 1)
     n_all = config.epochs * n_steps
-    optimizer = make_optimizer(
-        config.optimizer, expert, config.learning_rate, config.weight_decay, config.momentum, config.nesterov, backend.product_dtype
-    )
+    optimizer = make_optimizer(config.optimizer, expert, config.learning_rate, config.weight_decay, config.momentum, config.nesterov)
     average = ExponentialAverage(expert, config.ema_decay) if config.ema_decay else None
     weight_K = inverse_frequency_weights(count_K, config.class_weight_exponent).to(backend.device)
     adjustment_K = (config.logit_adjustment * (count_K.double() / count_K.sum()).log()).float().to(backend.device)

@@ -28,18 +28,9 @@ def halved(step: int, n_steps: int, shares: Sequence[float]) -> float:
 
 
 def make_optimizer(
-    kind: Optimizers,
-    module: torch.nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    momentum: float,
-    nesterov: bool,
-    product_dtype: torch.dtype = torch.float32,
+    kind: Optimizers, module: torch.nn.Module, learning_rate: float, weight_decay: float, momentum: float, nesterov: bool
 ) -> torch.optim.Optimizer:
-    """SGD, whose decay is an L2 penalty; AdamW, whose decay is decoupled and which has no use for `momentum` and `nesterov`; or Muon, see there.
-
-    `product_dtype` is the type in which Muon multiplies matrices.
-    """
+    """SGD, whose decay is an L2 penalty; AdamW, whose decay is decoupled and which has no use for `momentum` and `nesterov`; or Muon, see there."""
     # a rate that lives on the GPU is read anew by every replay of a recorded step
     device = next(module.parameters()).device
     on_gpu = device.type == "cuda"
@@ -48,7 +39,7 @@ def make_optimizer(
         # one pass over the weights where the plain form takes about ten: on a CPU core 18.4 -> 5.2 ms a step for VGG-11, 0.7 -> 0.2 for ConvNet-3
         return torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay, fused=True, capturable=on_gpu)
     if kind == "muon":
-        return Muon(module, rate, weight_decay, momentum, nesterov, product_dtype)
+        return Muon(module, rate, weight_decay, momentum, nesterov)
     return torch.optim.SGD(
         module.parameters(), lr=rate, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay, fused=on_gpu or None
     )

@@ -139,6 +139,11 @@ def test_validation_accuracies_are_no_results(tmp_path):
             {},
             "students with cosine rate, batches of 50 (paper: rate halved after epochs 800, 900 and 950, batches of 25)",
         ),
+        (
+            {"evaluate__optimizer": "muon"},
+            {},
+            "students with Muon at 0.001, cosine rate (paper: AdamW at 0.001, rate halved after epochs 800, 900 and 950)",
+        ),
         ({"relabel__views__flip": False}, {}, "student views: no RandAugment, no flips (paper: RandAugment, flips)"),
         ({"relabel__views__min_scale": 0.2}, {}, "student views: no RandAugment, crops from 0.2 (paper: RandAugment, crops from 0.08)"),
         ({"observer__model__architecture": "convnet", "observer__model__width": None}, {}, "observer ConvNet (paper: ResNet-32, 4 times wide)"),
