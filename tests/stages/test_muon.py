@@ -1,6 +1,7 @@
 """Muon's step against its equation with singular values written out, and a training that is interrupted."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -38,10 +39,18 @@ def stepping(optimizer):
     return step
 
 
+def with_a_tall_matrix():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 40, 1), torch.nn.Flatten(), torch.nn.Linear(40 * 64, 5)
+    )
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_steps_are_the_equation_written_out(nesterov, channels_last):
-    model = network(width=24, depth=2).double()
+@pytest.mark.parametrize("fresh", [partial(network, width=24, depth=2), with_a_tall_matrix], ids=["wide", "tall"])
+def test_steps_are_the_equation_written_out(nesterov, channels_last, fresh):
+    model = fresh().double()
     twin = copy.deepcopy(model)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
