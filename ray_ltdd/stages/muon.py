@@ -12,6 +12,7 @@ The five steps are taken on A alone, of the shorter side's size: X is multiplied
 """
 
 import math
+from typing import Any
 
 import torch
 from torch.optim.adamw import adamw
@@ -52,9 +53,9 @@ class Muon(torch.optim.Optimizer):
                 self._descend(parameter, group)
             self._adamw([parameter for parameter in given if not is_matrix(parameter)], group)
 
-    def _descend(self, weight: torch.Tensor, group: dict[str, object]) -> None:
+    def _descend(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
         rate, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
-        assert weight.grad is not None and isinstance(momentum, float)
+        assert weight.grad is not None
         state = self.state[weight]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
@@ -65,9 +66,9 @@ class Muon(torch.optim.Optimizer):
         orthogonal = orthogonalized(rows)
         scale = 0.2 * math.sqrt(max(rows.shape))
         n, c, *kernel = weight.shape
-        weight.mul_(1 - rate * decay).sub_(orthogonal.view(n, *kernel, c).permute(0, 3, 1, 2) * (rate * scale))  # type: ignore[operator]
+        weight.mul_(1 - rate * decay).sub_(orthogonal.view(n, *kernel, c).permute(0, 3, 1, 2) * (rate * scale))
 
-    def _adamw(self, parameters: list[torch.Tensor], group: dict[str, object]) -> None:
+    def _adamw(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
@@ -82,12 +83,12 @@ class Muon(torch.optim.Optimizer):
             [],
             [state["step"] for state in states],
             fused=True,
-            capturable=bool(group["capturable"]),
+            capturable=group["capturable"],
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
-            lr=group["lr"],  # type: ignore[arg-type]
-            weight_decay=group["weight_decay"],  # type: ignore[arg-type]
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
             eps=1e-8,
             maximize=False,
         )
