@@ -42,9 +42,10 @@ class RelabelConfig(Settings):
     )
     tau: float = Field(
         0.0,
-        ge=0,
+        ge=-5,
         le=5,
-        description="post-hoc calibration: logits minus tau times the (centred) log class prior of the long-tailed set",
+        description="post-hoc calibration: logits minus tau times the (centred) log class prior of the long-tailed set. Below 0 it favours many-shot "
+        "classes, which students miss more often than their teacher does",
     )
     views: ViewsConfig = Field(default_factory=ViewsConfig, description="the student's training views")
 

@@ -32,7 +32,7 @@ def build_bank(n=10):
 
 
 @settings(deadline=None, max_examples=40)
-@given(count_K=st.lists(st.integers(1, 5000), min_size=1, max_size=8), tau=st.floats(0, 5))
+@given(count_K=st.lists(st.integers(1, 5000), min_size=1, max_size=8), tau=st.floats(-5, 5))
 def test_the_correction_against_a_loop_and_centred(count_K, tau):
     correction_K = prior_correction(torch.tensor(count_K), tau)
     assert correction_K.dtype == torch.float32
