@@ -1,8 +1,8 @@
 """What a pipeline asks of whoever runs it, and the executor that runs it in this process."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -137,6 +137,21 @@ class Executor(Protocol):
         ...
 
 
+@contextmanager
+def stage_of(
+    tasks: Sequence[Task], title: str, part: str, records: dict[str, StageRecord], reporter: Reporter
+) -> Iterator[tuple[StageRecord, Advance]]:
+    """Enter what an executor computes at one time: gives the stage's record, made at its first use, and the function that advances its progress.
+
+    The seconds until the context is left are added to the record; an error leaves them out.
+    """
+    record = records.setdefault(title, StageRecord(title))
+    started = time.monotonic()
+    with reporter.stage(f"{title} {part}".rstrip(), sum(task.n_images for task in tasks)) as advance:
+        yield record, advance
+    record.wall_seconds += time.monotonic() - started
+
+
 @dataclass
 class InlineExecutor:
     """Runs tasks one after another in this process.
@@ -154,17 +169,14 @@ class InlineExecutor:
 
     def compute(self, title: str, tasks: Sequence[Task], part: str = "") -> list[Artifact]:
         """Compute the tasks, heaviest first; see `Executor`."""
-        record = self._records.setdefault(title, StageRecord(title))
-        started = time.monotonic()
         artifacts: dict[str, Artifact] = {}
-        with self.reporter.stage(f"{title} {part}".rstrip(), sum(task.n_images for task in tasks)) as advance:
+        with stage_of(tasks, title, part, self._records, self.reporter) as (record, advance):
             for task in heaviest_first(tasks, [task.n_images for task in tasks]):
                 artifact, computed = self.store.get_or_compute(task.key, partial(self._run, task, advance))
                 if not computed:
                     advance(task.n_images)
                 artifacts[task.key.digest] = artifact
                 record.add(artifact, task.n_images, computed)
-        record.wall_seconds += time.monotonic() - started
         return [artifacts[task.key.digest] for task in tasks]
 
     def _run(self, task: Task, advance: Advance, slot: CheckpointSlot) -> Payload:

@@ -1,7 +1,6 @@
 """The executor that has tasks computed by expert hosts; see `ray_ltdd.executor.Executor`."""
 
 import pickle
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from ray_ltdd.cluster.session import connected, free_nodes
 from ray_ltdd.cluster.shared import SharedPool
 from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.errors import InputError
-from ray_ltdd.executor import Advance, Executor, Reporter, StageRecord, Task
+from ray_ltdd.executor import Advance, Executor, Reporter, StageRecord, Task, stage_of
 from ray_ltdd.runs import RunParts, in_this_process
 from ray_ltdd.sharding import heaviest_first
 from ray_ltdd.tasks.distil import expert_task
@@ -57,9 +56,7 @@ class RayExecutor:
 
     def compute(self, title: str, tasks: Sequence[Task], part: str = "") -> list[Artifact]:
         """Compute the tasks on the hosts; see `Executor`."""
-        record = self._records.setdefault(title, StageRecord(title))
-        started = time.monotonic()
-        with self.reporter.stage(f"{title} {part}".rstrip(), sum(task.n_images for task in tasks)) as advance:
+        with stage_of(tasks, title, part, self._records, self.reporter) as (record, advance):
             artifacts = self._find(tasks, record, advance)
             missing = {task.key.digest: task for task in tasks if task.key.digest not in artifacts}
             together = [task for task in missing.values() if task.n_workers > 1]
@@ -68,7 +65,6 @@ class RayExecutor:
                 artifacts[task.key.digest] = self._compute_together(task, record, advance)
             if alone:
                 artifacts |= self._dispatcher(title, alone, record, advance).run(heaviest_first(alone, [task.n_images for task in alone]))
-        record.wall_seconds += time.monotonic() - started
         return [artifacts[task.key.digest] for task in tasks]
 
     def _find(self, tasks: Sequence[Task], record: StageRecord, advance: Advance) -> dict[str, Artifact]:

@@ -130,7 +130,7 @@ class UnitProblem:
 
     Attributes:
         observe: the frozen observer.
-        classes: the unit's K classes.
+        class_K: the unit's classes, int64, on the device.
         label_N: int64, the class of every image of the wave.
         targets: one a layer.
         others: sums over the classes of all other units as last exchanged, one a layer.
@@ -141,7 +141,7 @@ class UnitProblem:
     """
 
     observe: Observation
-    classes: Sequence[int]
+    class_K: torch.Tensor
     label_N: torch.Tensor
     targets: list[LayerTarget]
     others: list[ClassSums]
@@ -152,22 +152,21 @@ class UnitProblem:
 
 
 def synthetic_moments(
-    observe: Observation, image_NCHW: torch.Tensor, label_N: torch.Tensor, classes: Sequence[int]
+    observe: Observation, image_NCHW: torch.Tensor, label_N: torch.Tensor, class_K: torch.Tensor
 ) -> tuple[torch.Tensor, list[Moments]]:
     """Return the logits of a batch and its class moments, one pair [K, F] a layer. Gradients flow to the images."""
     logit_NK, layers = observe(image_NCHW)
-    own_K = torch.tensor(list(classes), device=label_N.device)
-    member_KN = (label_N[None, :] == own_K[:, None]).float()
+    member_KN = (label_N[None, :] == class_K[:, None]).float()
     weight_KN = member_KN / member_KN.sum(1, keepdim=True)
     return logit_NK, [pool_by_class(mean_NF, var_NF, member_KN, weight_KN) for mean_NF, var_NF in layers]
 
 
 def recovery_loss(config: RecoverConfig, problem: UnitProblem, image_NCHW: torch.Tensor, smoothing: SmoothedMoments) -> torch.Tensor:
     """The loss of one step on already augmented images; `smoothing` takes in their moments. A scalar."""
-    logit_NK, batch = synthetic_moments(problem.observe, image_NCHW, problem.label_N, problem.classes)
+    logit_NK, batch = synthetic_moments(problem.observe, image_NCHW, problem.label_N, problem.class_K)
     synthetic = smoothing.update(batch)
     whole = global_alignment(synthetic, problem.others, problem.targets, problem.variance)
-    n_own = len(problem.classes)
+    n_own = len(problem.class_K)
     share = (n_own + problem.others[0].n_classes) / n_own
     alignment = config.global_weight * share * whole + config.class_weight * class_alignment(synthetic, problem.targets)
     return config.alignment_weight * alignment + config.cross_entropy_weight * F.cross_entropy(logit_NK, problem.label_N)

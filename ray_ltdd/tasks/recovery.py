@@ -136,7 +136,7 @@ def run_initial_moments(
     """Measure them."""
     image_NCHW, label_N = _wave_images(bench, shared, place, initial)
     with torch.no_grad():
-        _, moments = recover.synthetic_moments(_observation(bench, shared), image_NCHW, label_N, place.classes)
+        _, moments = recover.synthetic_moments(_observation(bench, shared), image_NCHW, label_N, torch.tensor(place.classes, device=label_N.device))
     return Payload(recover.smoothed_tensors(moments), {"classes": list(place.classes)})
 
 
@@ -183,7 +183,7 @@ def run_recover(
     targets = calibrate.alignment_targets(unit.moments.tensors(), shared.target.tensors(), layers, weight_L, device)
     problem = recover.UnitProblem(
         observe=_observation(bench, shared),
-        classes=place.classes,
+        class_K=torch.tensor(place.classes, device=device),
         label_N=label_N,
         targets=targets,
         others=[layer.to(device) for layer in _other_units(shared, unit, targets)],

@@ -77,7 +77,7 @@ def problem(observe, variance="mixture", seed=11, label_N=LABEL_N):
         ClassSums.of(mean_AF[[0, 2]], var_AF[[0, 2]], target.global_moments[0])
         for (mean_AF, var_AF), target in zip(random_moments(N_ALL, widths, 3), targets, strict=True)
     ]
-    return UnitProblem(observe, CLASSES, label_N, targets, others, variance, PIXEL_SCALE, seed, "classes 1, 3")
+    return UnitProblem(observe, torch.tensor(CLASSES), label_N, targets, others, variance, PIXEL_SCALE, seed, "classes 1, 3")
 
 
 def start():
@@ -143,10 +143,10 @@ def test_cutting_the_classes_into_units_changes_no_direction(observe):
         others = [c for c in range(N_ALL) if c not in classes]
         sums = [ClassSums(*(torch.zeros(f),) * 3, 0) for f in widths]
         if others:
-            moments = synthetic_moments(observe, rest, label_N[~held], others)[1]
+            moments = synthetic_moments(observe, rest, label_N[~held], torch.tensor(others))[1]
             sums = [ClassSums.of(*pair, origin) for pair, (origin, _) in zip(moments, goal, strict=True)]
         targets = [LayerTarget((m[classes], v[classes]), whole, 1.0) for (m, v), whole in zip(own, goal, strict=True)]
-        unit = UnitProblem(observe, classes, label_N[held], targets, sums, "mixture", PIXEL_SCALE, 0, "unit")
+        unit = UnitProblem(observe, torch.tensor(classes), label_N[held], targets, sums, "mixture", PIXEL_SCALE, 0, "unit")
         (found,) = torch.autograd.grad(recovery_loss(config, unit, pixel, SmoothedMoments(0.0)), [pixel])
         return held, found
 
