@@ -19,7 +19,9 @@ from ray_ltdd.yaml_files import with_settings
 HARD: Mapping[str, Any] = MappingProxyType({"evaluate.soft_weight": 0.0, "evaluate.hard_weight": 1.0})
 """Settings of students that see one-hot labels alone."""
 
-PLAIN: Mapping[str, Any] = MappingProxyType({"relabel.views.min_scale": 1.0, "relabel.views.flip": False, "relabel.views.mix": "none"})
+PLAIN: Mapping[str, Any] = MappingProxyType(
+    {f"relabel.views.{name}": value for name, value in {"min_scale": 1.0, "flip": False, "hue": 0.0, "saturation": 0.0, "mix": "none"}.items()}
+)
 """Settings of students without augmentation. A crop of scale 1 may still change the aspect ratio, up to 4:3."""
 
 RANDOM_IMAGES: Mapping[str, Any] = MappingProxyType(

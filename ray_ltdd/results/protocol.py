@@ -87,7 +87,7 @@ def variant(settings: Mapping[str, Any]) -> str:
         "w/o adapted initialization": _get(settings, "select_crops.method", "confidence") != "confidence",
         "w/o recovery": _get(settings, "recover.steps", 1) == 0,
         "w/o soft labels": _get(settings, "evaluate.soft_weight", 1.0) == 0,
-        "w/o augmentation": all(_get(settings, name, None) == value for name, value in views),
+        "w/o augmentation": all(_get(settings, name, None) == value for name, value in views) and not _changes_colours(settings),
     }
     return ", ".join(name for name, is_so in left_out.items() if is_so)
 
@@ -167,13 +167,17 @@ def _views(settings: Mapping[str, Any], authors: _Authors) -> str:
         _get(settings, f"relabel.views.{name}", own) for name, own in (("min_scale", authors.min_scale), ("flip", True), ("mix", "cutmix"))
     )
     pairs = [
-        ("no RandAugment", "RandAugment"),
+        ("changed colours, no RandAugment" if _changes_colours(settings) else "no RandAugment", "RandAugment"),
         ("flips" if flip else "no flips", "flips"),
         ({"cutmix": "CutMix", "none": "no CutMix"}.get(mix, mix), "CutMix"),
     ]
     if authors.min_scale is not None:
         pairs.append((f"crops from {scale:g}", f"crops from {authors.min_scale:g}"))
     return _compared("student views:", pairs)
+
+
+def _changes_colours(settings: Mapping[str, Any]) -> bool:
+    return any(_get(settings, f"relabel.views.{name}", 0.0) for name in ("hue", "saturation"))
 
 
 def _compared(what: str, pairs: Sequence[tuple[str, str]]) -> str:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from ray_ltdd.data.augment import cutmix_masks
 from ray_ltdd.data.bank import ImageBank
+from ray_ltdd.errors import InputError
 from ray_ltdd.seeding import derive_seed, generator
-from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, mix_labels, n_batches
+from ray_ltdd.stages.views import ViewsConfig, colour_matrices, draw_epoch_views, make_batch, mix_labels, n_batches
 
 CPU = torch.device("cpu")
 
@@ -33,8 +34,9 @@ def render(config, bank, seed=0, epoch=0):
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
-def test_the_same_seed_and_epoch_give_the_same_bytes_in_any_order(mix):
-    bank, config = build_bank(), ViewsConfig(batch_size=6, mix=mix)
+@pytest.mark.parametrize("hue", [0.0, 0.3])
+def test_the_same_seed_and_epoch_give_the_same_bytes_in_any_order(mix, hue):
+    bank, config = build_bank(), ViewsConfig(batch_size=6, mix=mix, hue=hue)
     _, batches = render(config, bank, 4, 2)
     again = draw_epoch_views(config, len(bank), bank.image_size, 4, 2, CPU)
     for step in reversed(range(len(batches))):
@@ -91,7 +93,7 @@ def test_a_cutmix_batch_is_its_draw_written_out():
 @pytest.mark.parametrize("mix", ["cutmix", "mixup"])
 def test_nothing_is_drawn_on_the_device(mix):
     """A GPU's generator gives other numbers. The device here has no memory and no generator: drawing on it raises."""
-    views = draw_epoch_views(ViewsConfig(batch_size=6, mix=mix), 23, 8, 0, 0, torch.device("meta"))
+    views = draw_epoch_views(ViewsConfig(batch_size=6, mix=mix, hue=0.1), 23, 8, 0, 0, torch.device("meta"))
     assert all(getattr(views, field.name).device.type == "meta" for field in fields(views))
     with pytest.raises(RuntimeError):
         generator("meta", 0, "views")
@@ -149,3 +151,46 @@ def test_mixed_labels_against_a_loop():
         assert got_BK[b].tolist() == pytest.approx(expected, abs=1e-6)
     one_hot = mix_labels(torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])], partner_B, lambda_B)
     torch.testing.assert_close(one_hot.sum(1), torch.ones(5))
+
+
+def turned(colour, angle, saturation):
+    """A colour's distance from its grey turned in the plane across the grey axis, in that plane's own coordinates."""
+    grey = np.full(3, colour.mean())
+    first = np.array([1.0, -1.0, 0.0]) / np.sqrt(2)
+    second = np.cross(np.ones(3) / np.sqrt(3), first)
+    u, v = saturation * ((colour - grey) @ first), saturation * ((colour - grey) @ second)
+    return grey + (u * np.cos(angle) - v * np.sin(angle)) * first + (u * np.sin(angle) + v * np.cos(angle)) * second
+
+
+def test_colours_are_turned_as_written_out():
+    """Eq. V, pixel by pixel."""
+    bank, config = build_bank(n=12), ViewsConfig(batch_size=12, mix="none", hue=0.8, saturation=0.6)
+    views = draw_epoch_views(config, 12, 8, 5, 1, CPU)
+    before_BCHW = make_batch(config, bank, draw_epoch_views(ViewsConfig(batch_size=12, mix="none"), 12, 8, 5, 1, CPU), 0)[0].double().numpy()
+    after_BCHW = make_batch(config, bank, views, 0)[0].numpy()
+    turn_B, change_B = torch.rand(2, 1, 12, generator=generator("cpu", 5, "views-colour", 1)).mul(2).sub(1)[:, 0].double().numpy()
+    for image, seen, turn, change in zip(before_BCHW, after_BCHW, turn_B, change_B, strict=True):
+        expected = np.apply_along_axis(turned, 0, image, np.pi * 0.8 * turn, 1 + 0.6 * change)
+        np.testing.assert_allclose(seen, expected.clip(0, 1), atol=1e-5)
+    assert np.abs(after_BCHW - before_BCHW).mean() > 0.05 and after_BCHW.min() >= 0 and after_BCHW.max() <= 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(hue=st.floats(0, 1), saturation=st.floats(0, 1), turn=st.floats(-1, 1), change=st.floats(-1, 1))
+def test_changed_colours_keep_their_grey(hue, saturation, turn, change):
+    matrix = colour_matrices(torch.tensor([turn]), torch.tensor([change]), ViewsConfig(hue=hue, saturation=saturation))[0]
+    torch.testing.assert_close(matrix.sum(0), torch.ones(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(matrix.sum(1), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_colours_change_nothing_else_and_are_only_drawn_where_asked_for():
+    plain, other = (draw_epoch_views(ViewsConfig(batch_size=8, saturation=s), 30, 8, 0, 0, CPU) for s in (0.0, 0.5))
+    assert plain.colour_SBCC.shape == (4, 8, 0, 0) and other.colour_SBCC.shape == (4, 8, 3, 3)
+    same = [field.name for field in fields(plain) if field.name != "colour_SBCC"]
+    assert all(torch.equal(getattr(plain, name), getattr(other, name)) for name in same)
+
+
+def test_images_without_colours_are_refused():
+    bank = ImageBank(np.zeros((4, 1, 8, 8), np.uint8), np.arange(4), np.arange(4), CPU)
+    with pytest.raises(InputError, match=r"relabel\.views\.hue .* these images have 1: set both to 0"):
+        render(ViewsConfig(batch_size=4, hue=0.1), bank)
