@@ -70,7 +70,10 @@ class ExperimentConfig(Settings):
     experts: ExpertTraining = Field(default_factory=ExpertTraining, description="how experts are trained")
     observer: ExpertConfig = Field(default_factory=ExpertConfig, description="the expert whose statistics are matched")
     teacher: ExpertConfig = Field(default_factory=ExpertConfig, description="the expert that scores crops and gives soft labels")
-    more_teachers: tuple[ExpertConfig, ...] = Field((), description="further teachers; logits are averaged over all")
+    teacher_seeds: int = Field(
+        1, ge=1, description="teachers trained as `teacher` says, each from a seed of its own; students learn more from their averaged logits"
+    )
+    more_teachers: tuple[ExpertConfig, ...] = Field((), description="further teachers with settings of their own; logits are averaged over all")
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig, description="fair statistics")
     select_crops: SelectCropsConfig = Field(default_factory=SelectCropsConfig, description="initial images")
     recover: RecoverConfig = Field(default_factory=RecoverConfig, description="recovery of pixels")
@@ -109,8 +112,10 @@ class ExperimentConfig(Settings):
 
     @property
     def teachers(self) -> tuple[ExpertConfig, ...]:
-        """The teacher and all further ones."""
-        return (self.teacher, *self.more_teachers)
+        """The teacher, those of its settings from other seeds, and all further ones."""
+        first = self.teacher.member
+        alike = (self.teacher.model_copy(update={"member": member}) for member in range(first, first + self.teacher_seeds))
+        return (*alike, *self.more_teachers)
 
     @property
     def fingerprint(self) -> str:

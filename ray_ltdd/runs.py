@@ -151,6 +151,10 @@ def open_run(
                 output = config.output.model_copy(update={"store": str(store.root), "root": str(Path(config.output.root).absolute())})
                 write_yaml(config.model_copy(update={"output": output}), temporary)
     prepared = prepare(config, reporter)
+    config.relabel.views.require_colours(prepared.channels, "relabel.views")
+    for teacher in config.teachers:
+        if teacher.function_matching is not None:
+            teacher.function_matching.views.require_colours(prepared.channels, "function_matching.views")
     split_key = Key(
         "split",
         SPLIT_VERSION,

@@ -40,6 +40,12 @@ def test_experts_are_inherited_and_overridden(file):
     assert len(config.teachers) == 2
 
 
+def test_teachers_of_other_seeds_differ_in_their_number_alone(file):
+    config = load_config(file("teacher_seeds: 3\nteacher: {member: 4, training: {epochs: 5}}\nmore_teachers: [{member: 1}]\n")).config
+    assert [teacher.member for teacher in config.teachers] == [4, 5, 6, 1]
+    assert {teacher.model_copy(update={"member": 4}).model_dump_json() for teacher in config.teachers[:3]} == {config.teacher.model_dump_json()}
+
+
 def test_all_mistakes_at_once_with_the_nearest_name(file):
     path = file("recover: {stepz: 3}\nsplitt: {}\n")
     with pytest.raises(InputError) as caught:

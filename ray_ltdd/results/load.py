@@ -97,7 +97,8 @@ def recipe(settings: Mapping[str, Any], method: str, apart_from: Mapping[str, Se
 
 def _expert_settings(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
     part = (settings.get("evaluate") or {}).get("part")
-    return {"expert": settings.get(role), "more": settings.get("more_teachers") if role == "teacher" else None, "part": part}
+    others = {name: settings.get(name) for name in ("teacher_seeds", "more_teachers")} if role == "teacher" else {}
+    return {"expert": settings.get(role), "others": others, "part": part}
 
 
 def _without(value: Any, names: tuple[str, ...]) -> Any:

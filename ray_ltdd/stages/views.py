@@ -50,6 +50,20 @@ class ViewsConfig(Settings):
     mix_probability: float = Field(1.0, ge=0, le=1, description="probability that an image is mixed")
     mix_alpha: float = Field(1.0, gt=0, description="both parameters of the Beta distribution of lambda")
 
+    def require_colours(self, n_channels: int, place: str) -> None:
+        """Refuse to change colours of images that have none.
+
+        Args:
+            n_channels: of the images.
+            place: dotted name of these settings.
+
+        Raises:
+            InputError: hue or saturation is set, and the images have not three channels.
+        """
+        given = [f"{place}.{name}={getattr(self, name)}" for name in ("hue", "saturation") if getattr(self, name)]
+        if given and n_channels != 3:
+            raise InputError(f"{' and '.join(given)} would change colours, but the images' channels are {n_channels}, not 3: set 0.")
+
 
 @dataclass(frozen=True)
 class EpochViews(EpochRows):
@@ -129,19 +143,9 @@ def colour_matrices(turn: torch.Tensor, change: torch.Tensor, config: ViewsConfi
 
 
 def recoloured(image_BCHW: torch.Tensor, colour_BCC: torch.Tensor) -> torch.Tensor:
-    """Images with their colours multiplied by one matrix each, clipped to [0, 1].
-
-    Raises:
-        InputError: the images have another number of channels than the matrices.
-    """
-    n_channels = colour_BCC.shape[-1]
-    if image_BCHW.shape[1] != n_channels:
-        raise InputError(
-            f"relabel.views.hue and relabel.views.saturation change colours of {n_channels} channels, but these images have {image_BCHW.shape[1]}: "
-            "set both to 0."
-        )
+    """Images of three channels with their colours multiplied by one matrix each, clipped to [0, 1]."""
     # written out: the same rounding on every device, where a matrix product may take fewer bits
-    return reduce(torch.add, (colour_BCC[:, :, c, None, None] * image_BCHW[:, c : c + 1] for c in range(n_channels))).clamp(0, 1)
+    return reduce(torch.add, (colour_BCC[:, :, c, None, None] * image_BCHW[:, c : c + 1] for c in range(3))).clamp(0, 1)
 
 
 def _draw_lambda(config: ViewsConfig, shape: tuple[int, int], seed: int) -> torch.Tensor:
@@ -168,9 +172,6 @@ def make_batch(config: ViewsConfig, bank: ImageBank, views: EpochViews, step: in
         view_BCHW: float32 in [0, 1].
         partner_B: int64 rows of the batch that were mixed in.
         lambda_B: float32 share of each image itself, for CutMix corrected for the clipped box.
-
-    Raises:
-        InputError: colours are to be changed and the images have none.
     """
     image_BCHW = crop(bank.take(views.index_SB[step]), views.box_SB4[step], views.flip_SB[step], bank.image_size)
     if views.colour_SBCC.shape[-1]:

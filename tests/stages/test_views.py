@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from ray_ltdd.data.augment import cutmix_masks
 from ray_ltdd.data.bank import ImageBank
-from ray_ltdd.errors import InputError
 from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.stages.views import ViewsConfig, colour_matrices, draw_epoch_views, make_batch, mix_labels, n_batches
 
@@ -188,9 +187,3 @@ def test_colours_change_nothing_else_and_are_only_drawn_where_asked_for():
     assert plain.colour_SBCC.shape == (4, 8, 0, 0) and other.colour_SBCC.shape == (4, 8, 3, 3)
     same = [field.name for field in fields(plain) if field.name != "colour_SBCC"]
     assert all(torch.equal(getattr(plain, name), getattr(other, name)) for name in same)
-
-
-def test_images_without_colours_are_refused():
-    bank = ImageBank(np.zeros((4, 1, 8, 8), np.uint8), np.arange(4), np.arange(4), CPU)
-    with pytest.raises(InputError, match=r"relabel\.views\.hue .* these images have 1: set both to 0"):
-        render(ViewsConfig(batch_size=4, hue=0.1), bank)

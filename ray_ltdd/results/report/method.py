@@ -54,7 +54,7 @@ def _experts(contents: RunContents) -> str:
     if rows is not None:
         names |= {str(r["method"]): str(r["network"]) for r in rows[rows["method"].isin(list(roles))].to_dict("records")}
     trained = {role: _training(value(own, "training", {})) for role, own in roles.items()}
-    more = len(settings.get("more_teachers") or ())
+    more = len(settings.get("more_teachers") or ()) + (settings.get("teacher_seeds") or 1) - 1
     if roles["observer"] == roles["teacher"]:
         text = f"One {names['observer']} is observer and teacher, {trained['observer']}"
     else:
