@@ -154,7 +154,7 @@ def open_run(
     config.relabel.views.require_colours(prepared.channels, "relabel.views")
     for teacher in config.teachers:
         if teacher.function_matching is not None:
-            teacher.function_matching.views.require_colours(prepared.channels, "function_matching.views")
+            teacher.function_matching.views.require_colours(prepared.channels, "teacher.function_matching.views")
     split_key = Key(
         "split",
         SPLIT_VERSION,

@@ -8,42 +8,51 @@ import pytest
 
 from ray_ltdd.config import ExperimentConfig, load_config
 from ray_ltdd.errors import InputError
+from ray_ltdd.search.config import SweepConfig
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "analysis" / "data" / "README.md")
-SETTING = re.compile(rf"({'|'.join(ExperimentConfig.model_fields)})(\.[a-z_]+)*=\S.*", re.DOTALL)
+DOCUMENTS = {"README.md": 14, "docs/analysis.md": 2, "docs/cluster.md": 2, "docs/results.md": 18, "docs/sweeps.md": 0, "analysis/data/README.md": 9}
+"""And how many lists of settings each shows at least."""
+
+SETTING = re.compile(r"([a-z_]+)(\.[a-z_]+)*=\S.*", re.DOTALL)
+OF_SWEEPS = set(SweepConfig.model_fields) - set(ExperimentConfig.model_fields)
 
 
 def settings_shown(text):
-    """(configuration or None, overrides) of every `ray-ltdd run` line and of every code span that begins with a setting."""
-    blocks = re.findall(r"^ray-ltdd run[^#\n`]*", text, re.MULTILINE)
-    for span in [*blocks, *re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]:
-        words = shlex.split(span.removeprefix("... "))
-        config = next((word for word in words if word.startswith("configs/") and word.endswith(".yaml")), None)
-        overrides = [word for word in words if SETTING.fullmatch(word)]
-        shows_a_run = words[:2] == ["ray-ltdd", "run"] and config is not None
-        if shows_a_run or (words and SETTING.fullmatch(words[0])):
-            yield config, overrides
+    """(configuration or None, overrides) of every `ray-ltdd run` line, every code span and every shell variable that begin with a setting."""
+    runs = re.findall(r"(?:^ *|`)ray-ltdd run((?:\\\n|[^#\n`])*)", text, re.MULTILINE)
+    lists = re.findall(r"(?<!`)`(?:\.\.\. )?([^`]+)`(?!`)", text) + re.findall(r'^\w+="([^"$]+)"', text, re.MULTILINE)
+    for words in map(shlex.split, runs):
+        config = re.search(r"configs/\S+\.yaml", words[0]) if words else None
+        if config:
+            yield config[0], [word for word in words if SETTING.fullmatch(word)]
+    for words in filter(None, map(shlex.split, lists)):
+        first = SETTING.fullmatch(words[0])
+        if first and first[2] and first[1] not in OF_SWEEPS:
+            yield None, [word for word in words if SETTING.fullmatch(word)]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_setting_shown_loads(document):
-    problems = []
-    for config, overrides in settings_shown(document.read_text()):
+    problems, shown = [], list(settings_shown((ROOT / document).read_text()))
+    for config, overrides in shown:
         try:
             load_config(ROOT / (config or "configs/cifar10_lt.yaml"), overrides)
         except InputError as error:
             problems.append(f"{' '.join(overrides)}: {error}")
     assert not problems
+    assert len(shown) >= DOCUMENTS[document]
 
 
 def test_settings_are_found_in_text():
     text = (
-        "`ray-ltdd run configs/a.yaml data.x=1 'teacher={e: 2}'` and `... split.g=h seed=3`, not `plain`, `data.path=`, `other.x=1`\n"
-        "ray-ltdd run configs/k.yaml split.m=4  # why"
+        "`ray-ltdd run configs/a.yaml data.x=1 'teacher={e: 2}'` and `... split.g=h seed=3`, not `plain`, `data.path=`, `pruner.kind=none`, `x=1`\n"
+        "  ray-ltdd run configs/k.yaml \\\n    split.m=4  # why\n"
+        'variable="evalaute.epochs=1 relabel.tau=2"\n'
     )
     assert list(settings_shown(text)) == [
-        ("configs/k.yaml", ["split.m=4"]),
         ("configs/a.yaml", ["data.x=1", "teacher={e: 2}"]),
+        ("configs/k.yaml", ["split.m=4"]),
         (None, ["split.g=h", "seed=3"]),
+        (None, ["evalaute.epochs=1", "relabel.tau=2"]),
     ]

@@ -63,7 +63,7 @@ def parsed_settings(frame: pd.DataFrame) -> list[Mapping[str, Any]]:
     texts = [text if isinstance(text, str) else "{}" for text in frame["settings"]]
     for text in texts:
         if text not in known:
-            known[text] = json.loads(text)
+            known[text] = _completed(json.loads(text))
     return [known[text] for text in texts]
 
 
@@ -93,6 +93,18 @@ def recipe(settings: Mapping[str, Any], method: str, apart_from: Mapping[str, Se
         kept = {name: kept.get(name) for name in ("data", "split", "compute")} | _expert_settings(settings, method)
     plain = {name: _without(value, (*_INCIDENTAL.get(name, ()), *apart_from.get(name, ()))) for name, value in kept.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a row with the values that went without saying before they could be chosen."""
+    if "teacher" in settings:
+        settings.setdefault("teacher_seeds", 1)
+    matching = (settings.get("teacher") or {}).get("function_matching") or {}
+    for views in ((settings.get("relabel") or {}).get("views"), matching.get("views")):
+        if views is not None:
+            views.setdefault("hue", 0.0)
+            views.setdefault("saturation", 0.0)
+    return settings
 
 
 def _expert_settings(settings: Mapping[str, Any], role: str) -> dict[str, Any]:

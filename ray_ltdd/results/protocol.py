@@ -135,6 +135,9 @@ def _recovery(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
         yield f"experts of {' and '.join(map(str, sorted(epochs)))} epochs (paper: {_EXPERT_EPOCHS})"
     if matching:
         yield f"a teacher that matched the observer's function for {matching} epochs (paper: trained from labels)"
+    teachers = _get(settings, "teacher_seeds", 1) + len(_get(settings, "more_teachers", None) or ())
+    if teachers > 1:
+        yield f"labels averaged over {teachers} teachers (paper: one)"
     architecture, width = (
         _get(settings, f"observer.model.{name}", own) for name, own in zip(("architecture", "width"), authors.observer, strict=True)
     )

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def _open(store: Path, data_root: str | Path) -> _Store:
 
 
 def _name_teachers(known: _Store) -> None:
-    """Manifests name all teachers by one joint digest: find which expert, or two, of one split it stands for."""
+    """Manifests name all teachers by one joint digest: find which expert, or two, or several of other seeds, of one split it stands for."""
     by_split: dict[str, list[Artifact]] = {}
     for artifact in known.artifacts.values():
         if artifact.manifest["stage"] == "experts":
@@ -139,6 +139,20 @@ def _name_teachers(known: _Store) -> None:
         for n in (1, 2) if len(experts) <= _MOST_EXPERTS_OF_A_PAIR else (1,):
             for group in product(experts, repeat=n):
                 known.teachers[joint_digest(group)] = network_name(*(expert.manifest["settings"]["model"] for expert in group))
+        for alike in _of_other_seeds(experts):
+            for first, last in combinations(range(len(alike) + 1), 2):
+                several = alike[first:last]
+                known.teachers[joint_digest(several)] = network_name(*(expert.manifest["settings"]["model"] for expert in several))
+
+
+def _of_other_seeds(experts: Sequence[Artifact]) -> Iterable[list[Artifact]]:
+    """Experts that differ in their `member` alone, in its order."""
+    alike: dict[str, list[Artifact]] = {}
+    for expert in sorted(experts, key=lambda expert: expert.manifest["settings"]["member"]):
+        manifest = expert.manifest
+        same = {name: value for name, value in manifest["settings"].items() if name != "member"}
+        alike.setdefault(json.dumps([same, manifest["upstream"], manifest["seed"]], sort_keys=True), []).append(expert)
+    return alike.values()
 
 
 Reader = Callable[[_Store, Mapping[str, Any]], tuple[CostKind, int, int]]

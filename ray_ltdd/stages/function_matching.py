@@ -9,7 +9,7 @@ Legend: N images, K classes.
 """
 
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -37,6 +37,10 @@ class FunctionMatching(Recipe):
     hard_weight: float = Field(0.0, ge=0, description="k1, weight of the cross-entropy with one-hot labels")
     sampler_exponent: float = Field(1.0, ge=0, le=2, description="an image of class c is drawn with weight n_c^-this; 0: every image once an epoch")
     views: ViewsConfig = Field(default_factory=lambda: ViewsConfig(batch_size=64), description="the views it learns from")
+
+    def outcome(self) -> dict[str, Any]:
+        """The settings the teacher's weights depend on, as plain data."""
+        return self.model_dump(mode="json", exclude={"views"}) | {"views": self.views.outcome()}
 
 
 def match_function(

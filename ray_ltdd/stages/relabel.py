@@ -51,7 +51,7 @@ class RelabelConfig(Settings):
 
     def outcome(self) -> dict[str, Any]:
         """The settings labels depend on, as plain data."""
-        return self.model_dump(mode="json", exclude={"epochs_per_task"})
+        return self.model_dump(mode="json", exclude={"epochs_per_task", "views"}) | {"views": self.views.outcome()}
 
     def chunks(self) -> list[range]:
         """The stored epochs, split into those of each task; none where views are not stored."""

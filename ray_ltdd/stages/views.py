@@ -15,7 +15,7 @@ Legend: N images, B batch, S batches of an epoch, C channels, H W rows and colum
 import math
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,13 +42,18 @@ class ViewsConfig(Settings):
         0.0,
         ge=0,
         le=1,
-        description="largest turn of a view's colours about the grey axis, in half turns (t of Eq. V is uniform); for images of three channels. The "
-        "teacher labels what it sees, so that turned colours show a student more of what the teacher knows",
+        description="largest turn of a view's colours about the grey axis, in half turns (t of Eq. V is uniform); for images of three channels. A "
+        "teacher that labels views (relabel.labels stored or online) shows students more of what it knows",
     )
     saturation: float = Field(0.0, ge=0, le=1, description="largest relative change of a view's saturation (s of Eq. V is uniform around 1)")
     mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="how an image is mixed with its partner from the same batch")
     mix_probability: float = Field(1.0, ge=0, le=1, description="probability that an image is mixed")
     mix_alpha: float = Field(1.0, gt=0, description="both parameters of the Beta distribution of lambda")
+
+    def outcome(self) -> dict[str, Any]:
+        """The settings views depend on, as plain data; colours go unnamed where they stay, so that what was computed before is found."""
+        idle = {name for name in ("hue", "saturation") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=idle)
 
     def require_colours(self, n_channels: int, place: str) -> None:
         """Refuse to change colours of images that have none.

@@ -128,7 +128,7 @@ def student_task(
         if config.relabel.labels == "online":
             upstream["teachers"] = joint_digest([teacher.artifact for teacher in teachers])
     else:
-        settings |= {"views": config.relabel.views, "images_per_class": ipc}
+        settings |= {"views": config.relabel.views.outcome(), "images_per_class": ipc}
     per_epoch = n_batches(config.relabel.views, ipc * bench.n_classes)
     n_before = int(before.record["epoch"]) if before else 0
     n_epochs = (last_epoch or config.evaluate.epochs) - n_before

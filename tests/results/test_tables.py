@@ -147,6 +147,12 @@ def test_validation_accuracies_are_no_results(tmp_path):
         ({"relabel__views__flip": False}, {}, "student views: no RandAugment, no flips (paper: RandAugment, flips)"),
         ({"relabel__views__min_scale": 0.2}, {}, "student views: no RandAugment, crops from 0.2 (paper: RandAugment, crops from 0.08)"),
         ({"observer__model__architecture": "convnet", "observer__model__width": None}, {}, "observer ConvNet (paper: ResNet-32, 4 times wide)"),
+        (
+            {"relabel__views__hue": 0.1},
+            {},
+            "student views: changed colours, no RandAugment (paper: RandAugment)",
+        ),
+        ({"teacher_seeds": 3}, {}, "labels averaged over 3 teachers (paper: one)"),
         ({"observer__model__width": 32}, {}, "observer ResNet-32, width 32 (paper: ResNet-32, 4 times wide)"),
         ({"evaluate__epochs": 200}, {}, "students of 200 epochs (paper: 1000)"),
         ({"recover__steps": 300}, {}, "300 steps of recovery (paper: 75)"),

@@ -56,7 +56,7 @@ def finished(tmp_path_factory):
         ),
         experiment(folder, select_crops={"method": "random", "crops_per_image": 2}, distill={"images_per_class": 2}, relabel={"labels": "one"}),
         experiment(folder, distill={"images_per_class": 2, "classes_per_unit": 4}),
-        experiment(folder, more_teachers=[{"model": WIDTH, "member": 1}], relabel={"tau": 0.5}),
+        experiment(folder, teacher_seeds=2, more_teachers=[{"model": WIDTH, "member": 2}], relabel={"tau": 0.5}),
     ]
     for config in experiments:
         run = open_run(config, SilentReporter())
@@ -235,7 +235,7 @@ def test_experts_in_the_store_are_not_planned_again(finished, tmp_path):
     changes["search"] = {"relabel.tau": {"low": 0, "high": 1}}
     sweep = load_sweep(write(tmp_path, changes, base=base))
     stored = stored_experts(store, data)
-    assert len(stored) == 3
+    assert len(stored) == 4
     fresh = {stage.stage: stage for stage in plan_sweep(sweep, stored=stored).stages}["experts"]
     assert (len(fresh.runs), fresh.n_stored) == (4, 0)
     trial = sweep.cells[0].trial()

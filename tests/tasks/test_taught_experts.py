@@ -72,11 +72,12 @@ def test_a_taught_teacher_gives_the_observers_logits(tmp_path):
 @pytest.mark.slow
 def test_every_teacher_keeps_its_place(tmp_path):
     more = "more_teachers=[{model: {width: 8, depth: 1}}, {model: {width: 32, depth: 1}, taught_by: observer}, {model: {width: 4, depth: 1}}]"
-    config = settings(tmp_path, "teacher.taught_by=observer", "experts.epochs=1", more)
+    config = settings(tmp_path, "teacher.taught_by=observer", "teacher_seeds=2", "experts.epochs=1", more)
     with opened(config) as run:
         trained = pipeline.train_experts(run.config, run.bench, run.executor)
-        assert [expert.model.width for expert in trained] == [16, 16, 8, 32, 4]
-        assert ["guide" in expert.artifact.manifest["upstream"] for expert in trained] == [False, True, False, True, False]
+        assert [expert.model.width for expert in trained] == [16, 16, 16, 8, 32, 4]
+        assert ["guide" in expert.artifact.manifest["upstream"] for expert in trained] == [False, True, True, False, True, False]
+        assert trained[1].artifact.digest != trained[2].artifact.digest, "a seed of its own"
         assert all(expert.artifact.manifest["settings"]["model"] == expert.model.model_dump(mode="json") for expert in trained)
 
 
