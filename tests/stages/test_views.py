@@ -187,3 +187,9 @@ def test_colours_change_nothing_else_and_are_only_drawn_where_asked_for():
     assert plain.colour_SBCC.shape == (4, 8, 0, 0) and other.colour_SBCC.shape == (4, 8, 3, 3)
     same = [field.name for field in fields(plain) if field.name != "colour_SBCC"]
     assert all(torch.equal(getattr(plain, name), getattr(other, name)) for name in same)
+
+
+def test_colours_that_stay_go_unnamed():
+    """Labels and students of before there were any keep their keys."""
+    assert set(ViewsConfig.model_fields) - set(ViewsConfig().outcome()) == {"hue", "saturation"}
+    assert ViewsConfig(saturation=0.5).outcome() == ViewsConfig().outcome() | {"saturation": 0.5}
