@@ -136,13 +136,11 @@ def _name_teachers(known: _Store) -> None:
         if artifact.manifest["stage"] == "experts":
             by_split.setdefault(artifact.manifest["upstream"]["split"], []).append(artifact)
     for experts in by_split.values():
-        for n in (1, 2) if len(experts) <= _MOST_EXPERTS_OF_A_PAIR else (1,):
-            for group in product(experts, repeat=n):
-                known.teachers[joint_digest(group)] = network_name(*(expert.manifest["settings"]["model"] for expert in group))
-        for alike in _of_other_seeds(experts):
-            for first, last in combinations(range(len(alike) + 1), 2):
-                several = alike[first:last]
-                known.teachers[joint_digest(several)] = network_name(*(expert.manifest["settings"]["model"] for expert in several))
+        sizes = (1, 2) if len(experts) <= _MOST_EXPERTS_OF_A_PAIR else (1,)
+        groups: list[Sequence[Artifact]] = [group for n in sizes for group in product(experts, repeat=n)]
+        groups += [alike[first:last] for alike in _of_other_seeds(experts) for first, last in combinations(range(len(alike) + 1), 2)]
+        for group in groups:
+            known.teachers[joint_digest(group)] = network_name(*(expert.manifest["settings"]["model"] for expert in group))
 
 
 def _of_other_seeds(experts: Sequence[Artifact]) -> Iterable[list[Artifact]]:
