@@ -105,6 +105,17 @@ class ExperimentConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _teachers_differ(self) -> "ExperimentConfig":
+        known = [teacher.outcome() for teacher in self.teachers]
+        for position, teacher in enumerate(self.more_teachers):
+            if known.count(teacher.outcome()) > 1:
+                raise ValueError(
+                    f"more_teachers.{position}.member={teacher.member}: another teacher has the same settings and member, so its logits would "
+                    "count twice; give this one a member of its own"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _baselines_have_not_seen_what_they_are_tested_on(self) -> "ExperimentConfig":
         if self.evaluate.part == "balanced_train" and self.evaluate.baselines:
             raise ValueError("evaluate.part=balanced_train: the baselines train on images of this part; set evaluate.baselines=[]")

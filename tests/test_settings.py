@@ -46,6 +46,19 @@ def test_teachers_of_other_seeds_differ_in_their_number_alone(file):
     assert {teacher.model_copy(update={"member": 4}).model_dump_json() for teacher in config.teachers[:3]} == {config.teacher.model_dump_json()}
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("teacher_seeds: 2\nmore_teachers: [{member: 2}, {member: 1}]\n", r"more_teachers\.1\.member=1"),
+        ("more_teachers: [{member: 3}, {member: 3}]\n", r"more_teachers\.0\.member=3"),
+        ("more_teachers: [{}]\n", r"more_teachers\.0\.member=0"),
+    ],
+)
+def test_a_teacher_that_would_count_twice_is_refused(file, text, place):
+    with pytest.raises(InputError, match=place):
+        load_config(file(text))
+
+
 def test_all_mistakes_at_once_with_the_nearest_name(file):
     path = file("recover: {stepz: 3}\nsplitt: {}\n")
     with pytest.raises(InputError) as caught:

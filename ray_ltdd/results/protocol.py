@@ -10,6 +10,7 @@ import pandas as pd
 
 from ray_ltdd.data.catalogue import BENCHMARKS
 from ray_ltdd.models.config import ARCHITECTURES
+from ray_ltdd.results.fair_runs import PLAIN
 from ray_ltdd.results.load import parsed_settings
 
 STANDING = (
@@ -80,14 +81,13 @@ def variants(rows: pd.DataFrame) -> dict[str, str]:
 
 def variant(settings: Mapping[str, Any]) -> str:
     """Return which parts of the method the settings leave out, joined by commas; empty when none. The first three are the paper's Table 8."""
-    views = ("relabel.views.min_scale", 1.0), ("relabel.views.flip", False), ("relabel.views.mix", "none")
     left_out = {
         "w/o model debiasing": not any(_get(settings, f"{role}.training.debias", True) for role in ("observer", "teacher")),
         "w/o statistics recalibration": _get(settings, "calibrate.class_weights", "uniform") == "sample",
         "w/o adapted initialization": _get(settings, "select_crops.method", "confidence") != "confidence",
         "w/o recovery": _get(settings, "recover.steps", 1) == 0,
         "w/o soft labels": _get(settings, "evaluate.soft_weight", 1.0) == 0,
-        "w/o augmentation": all(_get(settings, name, None) == value for name, value in views) and not _changes_colours(settings),
+        "w/o augmentation": all(_get(settings, name, None) == value for name, value in PLAIN.items()),
     }
     return ", ".join(name for name, is_so in left_out.items() if is_so)
 
