@@ -10,7 +10,7 @@ from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.convnet import ConvNet
 from ray_ltdd.models.convolution import use_own_kernels
 from ray_ltdd.models.encoder import Encoder
-from ray_ltdd.models.resnet import CifarResNet32, TorchvisionResNet
+from ray_ltdd.models.resnet import CifarResNet32, ResNet9, TorchvisionResNet
 from ray_ltdd.models.vgg import Vgg11
 
 
@@ -43,6 +43,9 @@ def _construct(config: ModelConfig, image_size: int, channels: int) -> Encoder:
     if config.architecture == "resnet32":
         assert config.resolved_width is not None
         return CifarResNet32(channels, config.resolved_width, normalization)
+    if config.architecture == "resnet9":
+        assert config.resolved_width is not None
+        return ResNet9(image_size, channels, config.resolved_width, normalization)
     if config.architecture == "vgg11":
         return Vgg11(image_size, channels, normalization)
     if config.architecture == "alexnet":

@@ -24,6 +24,7 @@ class ArchitectureFacts:
 
 ARCHITECTURES: dict[str, ArchitectureFacts] = {
     "convnet": ArchitectureFacts("ConvNet", "instance", default_width=128, has_depth=True),
+    "resnet9": ArchitectureFacts("ResNet-9", "batch", default_width=64),
     "resnet18": ArchitectureFacts("ResNet-18", "batch"),
     "resnet32": ArchitectureFacts("ResNet-32", "batch", default_width=16),
     "resnet50": ArchitectureFacts("ResNet-50", "batch"),
@@ -48,7 +49,7 @@ class ModelConfig(Settings):
     width: int | None = Field(
         None,
         ge=1,
-        description="Channels of the first stage, not a multiplier; convnet and resnet32 only. None: 128 and 16.",
+        description="Channels of the first stage, not a multiplier; convnet, resnet9 and resnet32 only. None: 128, 64 and 16.",
     )
     depth: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Residual networks: He et al.'s ResNet-32 for CIFAR, and torchvision's with a stem for small images.
+"""Residual networks: He et al.'s ResNet-32 for CIFAR, Page's ResNet-9, and torchvision's with a stem for small images.
 
 Shapes: N images, C channels, H height, W width, F features.
 """
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import NormalizationKind
 from ray_ltdd.models.encoder import Encoder
 from ray_ltdd.models.normalization import build_normalization
@@ -74,6 +75,62 @@ def _stage(in_channels: int, out_channels: int, stride: int, normalization: Norm
     first = BasicBlock(in_channels, out_channels, stride, normalization)
     rest = (BasicBlock(out_channels, out_channels, 1, normalization) for _ in range(RESNET32_BLOCKS_PER_STAGE - 1))
     return nn.Sequential(first, *rest)
+
+
+class ResNet9(Encoder):
+    """ResNet-9 (Page's DAWNBench entry): wide, shallow, and trained in few epochs.
+
+    Eight 3x3 convolutions, `width`, 2, 4 and 8 times `width` channels wide; three halve the map by a 2x2 maximum pooling after them, the first and the
+    last of these with a residual of two more convolutions. The maximum over the map follows; F = 8 * width.
+
+    Args:
+        image_size: height and width in pixels, at least 8.
+        channels: channels of the image.
+        width: channels of the first convolution.
+        normalization: what follows each convolution.
+
+    Raises:
+        InputError: `image_size` is below 8, so that nothing would be left after the last pooling.
+    """
+
+    def __init__(self, image_size: int, channels: int, width: int, normalization: NormalizationKind) -> None:
+        if image_size < 8:
+            raise InputError(f"ResNet-9 halves the image three times and needs at least 8 px, but the images have {image_size} px: use larger ones.")
+        super().__init__(8 * width)
+        self.blocks = nn.Sequential(
+            _conv_norm_relu(channels, width, normalization),
+            _conv_norm_relu(width, 2 * width, normalization),
+            nn.MaxPool2d(2),
+            _Residual(2 * width, normalization),
+            _conv_norm_relu(2 * width, 4 * width, normalization),
+            nn.MaxPool2d(2),
+            _conv_norm_relu(4 * width, 8 * width, normalization),
+            nn.MaxPool2d(2),
+            _Residual(8 * width, normalization),
+        )
+
+    def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return feature_NF of normalised floating-point images."""
+        map_NCHW: torch.Tensor = self.blocks(image_NCHW)
+        return map_NCHW.amax(dim=(2, 3))
+
+
+class _Residual(nn.Module):
+    """x + two convolutions of x."""
+
+    def __init__(self, width: int, normalization: NormalizationKind) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(_conv_norm_relu(width, width, normalization), _conv_norm_relu(width, width, normalization))
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return the block's output, of the input's shape."""
+        out_NCHW: torch.Tensor = map_NCHW + self.branch(map_NCHW)
+        return out_NCHW
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int, normalization: NormalizationKind) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=normalization == "none")
+    return nn.Sequential(conv, build_normalization(normalization, out_channels), nn.ReLU())
 
 
 class TorchvisionResNet(Encoder):

@@ -23,6 +23,7 @@ def with_classifier(config: ModelConfig, image_size: int, n_classes: int, channe
     [
         (ModelConfig(), 10, 320_010),  # the distillation literature's ConvNet-3
         (ModelConfig(architecture="resnet32"), 10, 464_154),  # He et al. 2016, table 6: 0.46M
+        (ModelConfig(architecture="resnet9"), 10, 6_573_130),  # Page 2018: 6.57M, his classifier without a bias
         (ModelConfig(architecture="resnet18"), 10, 11_173_962),  # ResNet-18 with a 3x3 stem
         (ModelConfig(architecture="vgg11"), 10, 9_231_114),
     ],
@@ -47,6 +48,7 @@ def test_parameter_counts_of_the_large_ones_are_torchvisions_at_224_px(name, exp
 
 FEATURE_DIM = {
     "convnet": {32: 128 * 16, 64: 128 * 16, 224: 128 * 9},
+    "resnet9": {32: 512, 64: 512, 224: 512},
     "resnet18": {32: 512, 64: 512, 224: 512},
     "resnet32": {32: 64, 64: 64, 224: 64},
     "resnet50": {32: 2048, 64: 2048, 224: 2048},
@@ -83,14 +85,14 @@ def test_large_images(name):
     assert check_forward_and_backward(ModelConfig(architecture=name), 224, 3) == FEATURE_DIM[name][224]
 
 
-@pytest.mark.parametrize("name", ["convnet", "resnet18", "resnet32", "vgg11", "alexnet"])
+@pytest.mark.parametrize("name", ["convnet", "resnet9", "resnet18", "resnet32", "vgg11", "alexnet"])
 def test_digits(name):
-    config = ModelConfig(architecture=name, width=16 if name == "convnet" else None)
+    config = ModelConfig(architecture=name, width=16 if name in ("convnet", "resnet9") else None)
     check_forward_and_backward(config, 8, 1)
 
 
 @pytest.mark.parametrize("normalization", ["batch", "instance", "group", "none"])
-@pytest.mark.parametrize("name", ["convnet", "resnet18", "resnet32", pytest.param("resnext50", marks=pytest.mark.slow), "vgg11", "alexnet"])
+@pytest.mark.parametrize("name", ["convnet", "resnet9", "resnet18", "resnet32", pytest.param("resnext50", marks=pytest.mark.slow), "vgg11", "alexnet"])
 def test_every_normalization(name, normalization):
     check_forward_and_backward(ModelConfig(architecture=name, normalization=normalization), 32, 3)
 
@@ -114,6 +116,35 @@ def test_convnet_fits_or_refuses(image_size, depth, channels):
     else:
         encoder = build_encoder(config, image_size, channels)
         assert encoder(torch.zeros(2, channels, image_size, image_size)).shape == (2, encoder.feature_dim)
+
+
+@settings(deadline=None, max_examples=25)
+@given(image_size=st.integers(1, 40), width=st.integers(1, 4))
+def test_resnet9_fits_or_refuses(image_size, width):
+    config = ModelConfig(architecture="resnet9", width=width)
+    if image_size < 8:
+        with pytest.raises(InputError, match=f"at least 8 px.*have {image_size} px"):
+            build_encoder(config, image_size, 2)
+    else:
+        encoder = build_encoder(config, image_size, 2)
+        assert encoder(torch.zeros(2, 2, image_size, image_size)).shape == (2, 8 * width)
+
+
+def test_resnet9_is_a_chain_of_eight_convolutions_of_which_two_pairs_are_residual():
+    encoder = build_encoder(ModelConfig(architecture="resnet9", width=4), 16, 3).eval()
+    layers = [(conv, norm) for conv, norm, _ in (m for m in encoder.modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.Conv2d))]
+    assert [conv.out_channels for conv, _ in layers] == [4, 8, 8, 8, 16, 32, 32, 32]
+    image_NCHW = torch.randn(2, 3, 16, 16)
+
+    def step(map_NCHW, i, pool=False):
+        out_NCHW = layers[i][1](layers[i][0](map_NCHW)).clamp(min=0)
+        return nn.functional.max_pool2d(out_NCHW, 2) if pool else out_NCHW
+
+    first = step(step(image_NCHW, 0), 1, pool=True)
+    first = first + step(step(first, 2), 3)
+    last = step(step(first, 4, pool=True), 5, pool=True)
+    last = last + step(step(last, 6), 7)
+    torch.testing.assert_close(encoder(image_NCHW), last.flatten(2).max(2).values)
 
 
 @settings(deadline=None, max_examples=10)

@@ -13,6 +13,8 @@ from ray_ltdd.models.config import ARCHITECTURES, ModelConfig
         ({}, "ConvNet"),
         ({"depth": 3, "width": 128, "normalization": "instance"}, "ConvNet-3"),
         ({"depth": 4, "width": 64, "normalization": "batch"}, "ConvNet-4 (width 64, batch norm)"),
+        ({"architecture": "resnet9"}, "ResNet-9"),
+        ({"architecture": "resnet9", "width": 32}, "ResNet-9 (width 32)"),
         ({"architecture": "resnet32"}, "ResNet-32"),
         ({"architecture": "resnet32", "width": 64}, "ResNet-32 (width 64)"),
         ({"architecture": "resnext50"}, "ResNeXt-50 32x4d"),
@@ -41,11 +43,11 @@ def test_default_depth_always_fits(image_size):
 def test_unknown_architecture_names_the_nearest():
     with pytest.raises(ValidationError, match=r"unknown architecture 'resnet-18': did you mean 'resnet18'\?"):
         ModelConfig(architecture="resnet-18")
-    with pytest.raises(ValidationError, match="choose one of convnet, resnet18"):
+    with pytest.raises(ValidationError, match="choose one of convnet, resnet9, resnet18"):
         ModelConfig(architecture="zzz")
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("convnet", "resnet32")])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("convnet", "resnet9", "resnet32")])
 def test_sizes_that_nothing_would_read_are_refused(name):
     with pytest.raises(ValidationError, match="width 64 has no effect"):
         ModelConfig(architecture=name, width=64)
