@@ -44,7 +44,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "initial noise": ("select_crops.method=noise",),
     "no recovery": ("recover.steps=0",),
     "one label an image": ("relabel.labels=one",),
-    "stored labels, 50 epochs": ("relabel.labels=stored",),
+    "recovery on large crops": ("recover.min_scale=0.5",),
+    "stored labels, 50 epochs": ("relabel.labels=stored", "relabel.stored_epochs=50"),
+    "online labels": ("relabel.labels=online",),
 }
 
 
@@ -60,7 +62,7 @@ def main() -> None:
         help=f"of {', '.join(VARIANTS)}; the first is always made",
     )
     parser.add_argument("--variant", action="append", default=[], help='one of your own, such as "short: recover.steps=50 evaluate.epochs=300"')
-    parser.add_argument("overrides", nargs="*", help="settings of all variants, such as evaluate.epochs=1000")
+    parser.add_argument("overrides", nargs="*", help="settings of all variants, such as evaluate.epochs=1000 relabel.stored_epochs=1000")
     arguments = parser.parse_args()
     own = dict(map(parse_variant, arguments.variant))
     named = list(VARIANTS) if not arguments.only and not own else [WHOLE, *(arguments.only or ())]

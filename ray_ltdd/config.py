@@ -106,9 +106,9 @@ class ExperimentConfig(Settings):
 
     @model_validator(mode="after")
     def _teachers_differ(self) -> "ExperimentConfig":
-        known = [teacher.outcome() for teacher in self.teachers]
+        known = [_trained(teacher) for teacher in self.teachers]
         for position, teacher in enumerate(self.more_teachers):
-            if known.count(teacher.outcome()) > 1:
+            if known.count(_trained(teacher)) > 1:
                 raise ValueError(
                     f"more_teachers.{position}.member={teacher.member}: another teacher has the same settings and member, so its logits would "
                     "count twice; give this one a member of its own"
@@ -158,6 +158,12 @@ class LoadedConfig:
 
     config: ExperimentConfig
     origins: Mapping[str, str]
+
+
+def _trained(expert: ExpertConfig) -> dict[str, Any]:
+    """What decides an expert's weights, with the network's own width and normalisation in place of none."""
+    model = expert.model.model_copy(update={"width": expert.model.resolved_width, "normalization": expert.model.resolved_normalization})
+    return expert.model_copy(update={"model": model}).outcome()
 
 
 def _with_training(expert: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:

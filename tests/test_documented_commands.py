@@ -20,7 +20,7 @@ OF_SWEEPS = set(SweepConfig.model_fields) - set(ExperimentConfig.model_fields)
 
 def settings_shown(text):
     """(configuration or None, overrides) of every `ray-ltdd run` line, every code span and every shell variable that begin with a setting."""
-    runs = re.findall(r"(?:^ *|`)ray-ltdd run((?:\\\n|[^#\n`])*)", text, re.MULTILINE)
+    runs = re.findall(r"^ *ray-ltdd run((?:\\\n|[^#\n`])*)", text, re.MULTILINE) + re.findall(r"`ray-ltdd run([^`]*)`", text)
     lists = re.findall(r"(?<!`)`(?:\.\.\. )?([^`]+)`(?!`)", text) + re.findall(r'^\w+="([^"$]+)"', text, re.MULTILINE)
     for words in map(shlex.split, runs):
         config = re.search(r"configs/\S+\.yaml", words[0]) if words else None
@@ -37,7 +37,7 @@ def test_every_setting_shown_loads(document):
     problems, shown = [], list(settings_shown((ROOT / document).read_text()))
     for config, overrides in shown:
         try:
-            load_config(ROOT / (config or "configs/cifar10_lt.yaml"), overrides)
+            load_config(ROOT / (config or "configs/cifar10_lt_adamw.yaml"), overrides)
         except InputError as error:
             problems.append(f"{' '.join(overrides)}: {error}")
     assert not problems
@@ -48,11 +48,13 @@ def test_settings_are_found_in_text():
     text = (
         "`ray-ltdd run configs/a.yaml data.x=1 'teacher={e: 2}'` and `... split.g=h seed=3`, not `plain`, `data.path=`, `pruner.kind=none`, `x=1`\n"
         "  ray-ltdd run configs/k.yaml \\\n    split.m=4  # why\n"
+        "as `ray-ltdd run configs/b.yaml seed=1\nseed=2` does\n"
         'variable="evalaute.epochs=1 relabel.tau=2"\n'
     )
     assert list(settings_shown(text)) == [
-        ("configs/a.yaml", ["data.x=1", "teacher={e: 2}"]),
         ("configs/k.yaml", ["split.m=4"]),
+        ("configs/a.yaml", ["data.x=1", "teacher={e: 2}"]),
+        ("configs/b.yaml", ["seed=1", "seed=2"]),
         (None, ["split.g=h", "seed=3"]),
         (None, ["evalaute.epochs=1", "relabel.tau=2"]),
     ]

@@ -52,6 +52,7 @@ def test_teachers_of_other_seeds_differ_in_their_number_alone(file):
         ("teacher_seeds: 2\nmore_teachers: [{member: 2}, {member: 1}]\n", r"more_teachers\.1\.member=1"),
         ("more_teachers: [{member: 3}, {member: 3}]\n", r"more_teachers\.0\.member=3"),
         ("more_teachers: [{}]\n", r"more_teachers\.0\.member=0"),
+        ("more_teachers: [{model: {width: 128, normalization: instance}}]\n", r"more_teachers\.0\.member=0"),
     ],
 )
 def test_a_teacher_that_would_count_twice_is_refused(file, text, place):

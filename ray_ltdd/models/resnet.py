@@ -80,8 +80,8 @@ def _stage(in_channels: int, out_channels: int, stride: int, normalization: Norm
 class ResNet9(Encoder):
     """ResNet-9 (Page's DAWNBench entry): wide, shallow, and trained in few epochs.
 
-    Eight 3x3 convolutions, `width`, 2, 4 and 8 times `width` channels wide; three halve the map by a 2x2 maximum pooling after them, the first and the
-    last of these with a residual of two more convolutions. The maximum over the map follows; F = 8 * width.
+    Eight 3x3 convolutions, `width`, 2, 4 and 8 times `width` channels wide; a 2x2 maximum pooling follows the second, fifth and sixth, a residual of
+    two more convolutions the first and the last of these poolings. The maximum over the map follows; F = 8 * width.
 
     Args:
         image_size: height and width in pixels, at least 8.

@@ -92,7 +92,9 @@ def test_digits(name):
 
 
 @pytest.mark.parametrize("normalization", ["batch", "instance", "group", "none"])
-@pytest.mark.parametrize("name", ["convnet", "resnet9", "resnet18", "resnet32", pytest.param("resnext50", marks=pytest.mark.slow), "vgg11", "alexnet"])
+@pytest.mark.parametrize(
+    "name", ["convnet", "resnet9", "resnet18", "resnet32", pytest.param("resnext50", marks=pytest.mark.slow), "vgg11", "alexnet"]
+)
 def test_every_normalization(name, normalization):
     check_forward_and_backward(ModelConfig(architecture=name, normalization=normalization), 32, 3)
 

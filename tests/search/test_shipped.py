@@ -21,7 +21,14 @@ STUDIES = {
     "initialisation": {f"select_crops.{name}" for name in ("method", "crops_per_image", "min_scale", "confidence_threshold", "max_rounds")},
 }
 STUDIES["full"] = STUDIES["momentum"] | STUDIES["initialisation"]
-STUDIES["full"] |= {"recover.steps", "recover.alignment_weight", "recover.class_weight", "recover.first_layer_weight", "relabel.tau"}
+STUDIES["full"] |= {
+    "recover.steps",
+    "recover.min_scale",
+    "recover.alignment_weight",
+    "recover.class_weight",
+    "recover.first_layer_weight",
+    "relabel.tau",
+}
 
 QUICK = {
     "digits_quick": {"calibrate.class_weights", "select_crops.min_scale", "recover.alignment_weight", "relabel.tau"},
