@@ -43,7 +43,7 @@ def examine() -> tuple[dict[str, str], list[str]]:
     if device.type == "cuda" and not bfloat16:
         advice.append("No bfloat16 arithmetic on this GPU: compute.precision=auto trains in float32, about half as fast.")
     if kernels and bfloat16:
-        advice.append("compute.precision=auto takes our kernels, and trains experts with batch norm in bfloat16 (compiled when that is long).")
+        advice.append("compute.precision=auto takes our kernels, and trains narrow experts with batch norm in bfloat16 (compiled when that is long).")
     if device.type == "cpu" and not kernels:
         advice.append("Our kernels could not be compiled: ConvNets train about 2.5 times slower without; on Debian, apt-get install gcc.")
     if compiler is None and (bfloat16 or not kernels):

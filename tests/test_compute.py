@@ -123,6 +123,9 @@ def test_a_cpu_with_our_kernels_computes_in_float32_unless_told_otherwise(monkey
     with_batch_norm = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     assert backend.suited_to(torch.nn.Linear(2, 2)) == backend
     assert backend.suited_to(with_batch_norm) == Backend(CPU, torch.bfloat16, "auto")
+    for architecture, wide in (("resnet32", False), ("resnet9", True)):
+        expert = build_expert(ModelConfig(architecture=architecture), 32, 3, 10, [0.5] * 3, [0.2] * 3, 0)
+        assert (backend.suited_to(expert) == backend) == wide
     named = resolve_backend(ComputeConfig(device="cpu", precision="float32"))
     assert named.suited_to(with_batch_norm) == named and not named.bfloat16_products
 
