@@ -84,7 +84,8 @@ def _outcome(method: str, network: str, rows: Sequence[Mapping[str, Any]]) -> Ou
 
 
 def outcome_table(outcomes: Sequence[Outcome], part: str, n_tested: int, group_rule: str) -> Table:
-    """The accuracy table."""
+    """The accuracy table; methods of several networks are named by the network."""
+    methods = [outcome.method for outcome in outcomes]
     students = next((outcome.network for outcome in outcomes if outcome.method == "distilled"), "")
     experts = ", ".join(f"{outcome.method} {outcome.network}" for outcome in outcomes if outcome.method in ("observer", "teacher"))
     title = f"Accuracy of {students} students on the {n_tested:,} {part} images, in percent"
@@ -97,7 +98,8 @@ def outcome_table(outcomes: Sequence[Outcome], part: str, n_tested: int, group_r
     for outcome in outcomes:
         others = ["" if outcome.mean[name] is None else f"{outcome.mean[name]:.1f}" for name in shown]
         style = "bold" if outcome.method == "distilled" else None
-        table.add_row(TITLES[outcome.method], f"{outcome.n_images:,}", str(outcome.n), outcome.top1, *others, style=style)
+        label = TITLES[outcome.method] if methods.count(outcome.method) == 1 else f"{outcome.method} {outcome.network}"
+        table.add_row(label, f"{outcome.n_images:,}", str(outcome.n), outcome.top1, *others, style=style)
     return table
 
 

@@ -80,6 +80,14 @@ def test_top5_is_told_of_more_than_ten_classes():
     assert "top-5" not in without and "87.5" not in without
 
 
+def test_teachers_of_several_networks_are_told_apart():
+    console = Console(file=io.StringIO(), width=80)
+    experts = [row(0, method="observer"), row(0, method="teacher"), row(1, method="teacher", network="ResNet-9 (width 32)")]
+    console.print(outcome_table(aggregate([row(0), row(1, 0.6), *experts]), "test", 5000, "by count"))
+    printed = console.file.getvalue()
+    assert "│teacher ConvNet-3 " in printed and "│teacher ResNet-9 (width 32) │" in printed and "│the observer itself " in printed
+
+
 @pytest.fixture
 def images():
     generator = torch.Generator().manual_seed(0)
