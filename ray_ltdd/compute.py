@@ -31,7 +31,6 @@ COMPILE_WORTH_FLOPS = {"cpu": 3e12, "cuda": 1e16}
 """Work from which compiling earns back its 5 to 15 seconds on 2 cores: 10,000 images forward and backward, or 30,000 forward, through a ConvNet-3.
 On a GPU, which replays recorded steps without compiling them, an estimate: three minutes at 5e13 operations a second."""
 
-
 MOST_NARROW_CHANNELS = 64
 """A network none of whose convolutions gives more is narrow: batch norms, which have no kernel, take much of its time."""
 

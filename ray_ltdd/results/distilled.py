@@ -171,7 +171,7 @@ def write_card(facts: CardFacts) -> str:
         "",
         f"{n} synthetic images, {facts.images_per_class} for each of {facts.n_classes} classes, distilled from the long-tailed split "
         f"`{facts.split}` ({facts.source}).",
-        "Columns: `image` (PNG), `label`, `logits` (the teacher's, fp16, of the image as it is).",
+        "Columns: `image` (PNG), `label`, `logits` (the teacher's, the mean where there are several, fp16, of the image as it is).",
         "",
         f"Bytes: {facts.image_bytes:,} of images; {facts.label_bytes:,} of labels as used below ({kept}).",
         "",
