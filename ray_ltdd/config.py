@@ -26,6 +26,7 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.placement import ClusterConfig
 from ray_ltdd.settings import Place, Settings
 from ray_ltdd.stages.calibrate import CalibrateConfig
+from ray_ltdd.stages.colours import ChangesColours
 from ray_ltdd.stages.evaluate import EvaluateConfig
 from ray_ltdd.stages.expert_config import ExpertConfig
 from ray_ltdd.stages.experts import ExpertTraining
@@ -120,6 +121,15 @@ class ExperimentConfig(Settings):
         if self.evaluate.part == "balanced_train" and self.evaluate.baselines:
             raise ValueError("evaluate.part=balanced_train: the baselines train on images of this part; set evaluate.baselines=[]")
         return self
+
+    def colour_changes(self) -> Iterator[tuple[str, ChangesColours]]:
+        """All settings that may change colours, each after its dotted name."""
+        yield "relabel.views", self.relabel.views
+        yield "observer.training", self.observer.training
+        more = (f"more_teachers.{position}" for position in range(len(self.more_teachers)))
+        for place, teacher in zip(("teacher", *more), (self.teacher, *self.more_teachers), strict=True):
+            matching = teacher.function_matching
+            yield (f"{place}.training", teacher.training) if matching is None else (f"{place}.function_matching.views", matching.views)
 
     @property
     def teachers(self) -> tuple[ExpertConfig, ...]:

@@ -33,6 +33,7 @@ from ray_ltdd.results.distilled_views import write_view_logits
 from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
 from ray_ltdd.results.summary import TITLES, Outcome, aggregate
 from ray_ltdd.stages.calibrate import CalibrateConfig
+from ray_ltdd.stages.colours import require_colours
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.stages.views import epoch_shape
 from ray_ltdd.storage import atomic_file, readable_os_error
@@ -151,10 +152,8 @@ def open_run(
                 output = config.output.model_copy(update={"store": str(store.root), "root": str(Path(config.output.root).absolute())})
                 write_yaml(config.model_copy(update={"output": output}), temporary)
     prepared = prepare(config, reporter)
-    config.relabel.views.require_colours(prepared.channels, "relabel.views")
-    for teacher in config.teachers:
-        if teacher.function_matching is not None:
-            teacher.function_matching.views.require_colours(prepared.channels, "teacher.function_matching.views")
+    for place, changes in config.colour_changes():
+        require_colours(changes, prepared.channels, place)
     split_key = Key(
         "split",
         SPLIT_VERSION,

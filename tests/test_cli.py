@@ -170,9 +170,11 @@ def opened(call, data_root, tmp_path):
 
 
 def test_colours_of_grey_images_are_refused_before_anything_is_trained(call, data_root, tmp_path):
-    status, printed, said = call("run", QUICKSTART, data_root, "output.root=runs", "relabel.views.hue=0.1", "relabel.views.saturation=0.5")
-    assert status == 2 and not printed and "Traceback" not in said
-    assert "relabel.views.hue=0.1 and relabel.views.saturation=0.5 would change colours, but the images' channels are 1, not 3: set 0." in said
+    colours = ["relabel.views.hue=0.1", "relabel.views.saturation=0.5"]
+    for wanted, named in ((colours, " and ".join(colours)), (["experts.hue=0.1"], "observer.training.hue=0.1")):
+        status, printed, said = call("run", QUICKSTART, data_root, "output.root=runs", *wanted)
+        assert status == 2 and not printed and "Traceback" not in said
+        assert f"{named} would change colours, but the images' channels are 1, not 3: set 0." in said
     assert not (tmp_path / "runs" / "store" / "experts").exists()
 
 

@@ -99,11 +99,15 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a row with the values that went without saying before they could be chosen."""
     if "teacher" in settings:
         settings.setdefault("teacher_seeds", 1)
-    matching = (settings.get("teacher") or {}).get("function_matching") or {}
-    for views in ((settings.get("relabel") or {}).get("views"), matching.get("views")):
-        if views is not None:
-            views.setdefault("hue", 0.0)
-            views.setdefault("saturation", 0.0)
+    experts = [expert for expert in (settings.get("observer"), settings.get("teacher"), *(settings.get("more_teachers") or ())) if expert]
+    trainings = [part for part in (settings.get("experts"), *(expert.get("training") for expert in experts)) if part]
+    labelled = [settings.get("relabel"), *(expert.get("function_matching") for expert in experts)]
+    views = [part["views"] for part in labelled if part and "views" in part]
+    for place in (*trainings, *views):
+        place.setdefault("hue", 0.0)
+        place.setdefault("saturation", 0.0)
+    for place in trainings:
+        place.setdefault("min_scale", 1.0)
     return settings
 
 

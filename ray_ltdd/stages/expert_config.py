@@ -48,9 +48,7 @@ class ExpertConfig(Settings):
             settings["taught_by"] = self.taught_by
         if self.function_matching is not None:
             return settings | {"function_matching": self.function_matching.outcome()}
-        idle = {"accuracy_floor"} if self.taught_by else {"accuracy_floor", "imitation_weight"}
-        # SGD goes unnamed, so that experts trained before there was a choice are still found; AdamW knows no momentum
-        idle |= {"sgd": {"optimizer"}, "adamw": {"momentum", "nesterov"}, "muon": set()}[self.training.optimizer]
+        idle = self.training.unused() | (set() if self.taught_by else {"imitation_weight"})
         return settings | {"training": self.training.model_dump(mode="json", exclude=idle)}
 
     def n_images(self, n_train: int) -> int:

@@ -18,13 +18,14 @@ from pydantic import Field
 
 from ray_ltdd.artifacts import CheckpointSlot, Payload
 from ray_ltdd.compute import Backend, forward_flops
-from ray_ltdd.data.augment import crop, cutmix_masks, draw_flips, draw_shift_boxes, mixup
+from ray_ltdd.data.augment import crop, cutmix_masks, draw_crop_boxes, draw_flips, draw_shift_boxes, mixup
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.errors import InputError
 from ray_ltdd.models.ema import ExponentialAverage
 from ray_ltdd.models.expert import Expert
 from ray_ltdd.seeding import derive_seed, generator, seed_dropout
 from ray_ltdd.settings import Settings
+from ray_ltdd.stages.colours import Hue, Saturation, draw_colours, recoloured, unchanged_colours
 from ray_ltdd.stages.epoch_rows import EpochRows
 from ray_ltdd.stages.expert_losses import debiased_share, imitation_loss, inverse_frequency_weights, mixed_cross_entropy, robust_loss
 from ray_ltdd.stages.optimize import Optimizers, cosine_with_warmup, load_training_state, make_optimizer, set_rate, training_state, training_step
@@ -73,8 +74,11 @@ class ExpertTraining(Settings):
         gt=0,
         description="both parameters of the Beta distribution that lambda is drawn from, one lambda for both views",
     )
-    crop_padding: int = Field(4, ge=0, description="random shifts of at most this many pixels")
+    crop_padding: int = Field(4, ge=0, description="random shifts of at most this many pixels, where min_scale is 1")
+    min_scale: float = Field(1.0, gt=0, le=1, description="smallest area of random resized crops, which replace the shifts; 1: shifts")
     flip: bool = Field(True, description="mirror half of the images; false where left and right differ, as in digits")
+    hue: Hue = 0.0
+    saturation: Saturation = 0.0
     ema_decay: float | None = Field(None, gt=0, lt=1, description="exponential moving average of weights per step; empty: none")
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; empty: not clipped")
     accuracy_floor: float = Field(
@@ -83,6 +87,14 @@ class ExpertTraining(Settings):
         description="stop the run when the mean per-class accuracy on training images is below this multiple of chance, or more than half of the "
         "classes are at or below chance; 0 never stops",
     )
+
+    def unused(self) -> set[str]:
+        """Names of settings that an expert trained by these does not depend on, or that change nothing as they are and came later than others.
+
+        They go unnamed in what identifies an expert, so that those trained before there was a choice are still found.
+        """
+        idle = {"accuracy_floor"} | unchanged_colours(self) | ({"min_scale"} if self.min_scale == 1 else {"crop_padding"})
+        return idle | {"sgd": {"optimizer"}, "adamw": {"momentum", "nesterov"}, "muon": set()}[self.optimizer]
 
 
 @dataclass
@@ -96,10 +108,11 @@ class EpochDraws(EpochRows):
 
 @dataclass
 class EpochShapes(EpochRows):
-    """How one epoch's images are flipped and shifted, and where CutMix's boxes lie, on the device: rows of S steps."""
+    """How one epoch's images are flipped, cut and coloured, and where CutMix's boxes lie, on the device: rows of S steps."""
 
     flip_SN: torch.Tensor
     box_SN4: torch.Tensor
+    colour_SNCC: torch.Tensor
     centre_S2B: torch.Tensor
 
 
@@ -204,14 +217,16 @@ def draw_epoch(config: ExpertTraining, label_N: torch.Tensor, count_K: torch.Ten
 
 
 def draw_epoch_shapes(config: ExpertTraining, n_steps: int, n_pairs: int, size: int, rng: torch.Generator) -> EpochShapes:
-    """Draw the flips, shifts and CutMix centres of `n_steps` steps, one step after the other."""
+    """Draw the flips, boxes and CutMix centres of `n_steps` steps, one step after the other, then their colours."""
+    n = 2 * n_pairs
 
     def draw() -> tuple[torch.Tensor, ...]:
-        n = 2 * n_pairs
         flip_N = draw_flips(n, rng) if config.flip else torch.zeros(n, dtype=torch.bool, device=rng.device)
-        return flip_N, draw_shift_boxes(n, config.crop_padding, size, rng), torch.rand(2, n_pairs, generator=rng, device=rng.device)
+        box_N4 = draw_shift_boxes(n, config.crop_padding, size, rng) if config.min_scale == 1 else draw_crop_boxes(n, (config.min_scale, 1.0), rng)
+        return flip_N, box_N4, torch.rand(2, n_pairs, generator=rng, device=rng.device)
 
-    return EpochShapes(*(torch.stack(drawn) for drawn in zip(*(draw() for _ in range(n_steps)), strict=True)))
+    flip_SN, box_SN4, centre_S2B = (torch.stack(drawn) for drawn in zip(*(draw() for _ in range(n_steps)), strict=True))
+    return EpochShapes(flip_SN, box_SN4, draw_colours(config, (n_steps, n), rng), centre_S2B)
 
 
 def make_views(
@@ -234,6 +249,7 @@ def make_views(
     partner_B1HW, cutmix_lambda_B = cutmix_masks(lambda_B, shapes.centre_S2B[0], size)
     position_N = ranks.pairs(torch.cat([draws.uniform_SB[0], draws.weighted_SB[0]]))
     image_NCHW = crop(bank.take(position_N), ranks.pairs(shapes.box_SN4[0]), ranks.pairs(shapes.flip_SN[0]), size)
+    image_NCHW = recoloured(image_NCHW, ranks.pairs(shapes.colour_SNCC[0]))
     first_BCHW, second_BCHW = image_NCHW.chunk(2)
     rows = ranks.rows(len(lambda_B))
     lambda_B, partner_B1HW, cutmix_lambda_B = lambda_B[rows], partner_B1HW[rows], cutmix_lambda_B[rows]

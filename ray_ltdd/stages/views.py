@@ -4,17 +4,13 @@ Because views can be drawn again from their seed, storing soft labels for K epoc
 drawn on the CPU wherever they are rendered: a GPU's generator gives other numbers for the same seed, and labels stored there must fit the views
 drawn anywhere else.
 
-A view is a random resized crop, mirrored or not, in other colours (Eq. V), then mixed with another one. With G the matrix of thirds, which takes a
-colour to its grey, X the cross product with the grey axis (1, 1, 1) / sqrt(3), t the turn and s the saturation:
-
-    colour <- M colour, clipped to [0, 1],    M = G + s (cos(t) (I - G) + sin(t) X)                                                  (V)
+A view is a random resized crop, mirrored or not, in other colours (Eq. V of `colours`), then mixed with another one.
 
 Legend: N images, B batch, S batches of an epoch, C channels, H W rows and columns, K classes.
 """
 
 import math
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +19,9 @@ from pydantic import Field
 
 from ray_ltdd.data.augment import crop, cutmix_spans, draw_crop_boxes, draw_flips, mixup
 from ray_ltdd.data.bank import ImageBank
-from ray_ltdd.errors import InputError
 from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.settings import Settings
+from ray_ltdd.stages.colours import Hue, Saturation, draw_colours, recoloured, unchanged_colours
 from ray_ltdd.stages.epoch_rows import EpochRows
 
 VERSION = 2
@@ -38,36 +34,19 @@ class ViewsConfig(Settings):
     batch_size: int = Field(25, ge=2, description="images per step")
     min_scale: float = Field(0.2, gt=0, le=1, description="smallest area of the random resized crop")
     flip: bool = Field(True, description="mirror half of the images; false where left and right differ")
-    hue: float = Field(
+    hue: Hue = Field(
         0.0,
-        ge=0,
-        le=1,
         description="largest turn of a view's colours about the grey axis, in half turns (t of Eq. V is uniform); for images of three channels. A "
         "teacher that labels views (relabel.labels stored or online) shows students more of what it knows",
     )
-    saturation: float = Field(0.0, ge=0, le=1, description="largest relative change of a view's saturation (s of Eq. V is uniform around 1)")
+    saturation: Saturation = 0.0
     mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="how an image is mixed with its partner from the same batch")
     mix_probability: float = Field(1.0, ge=0, le=1, description="probability that an image is mixed")
     mix_alpha: float = Field(1.0, gt=0, description="both parameters of the Beta distribution of lambda")
 
     def outcome(self) -> dict[str, Any]:
         """The settings views depend on, as plain data; colours go unnamed where they stay, so that what was computed before is found."""
-        idle = {name for name in ("hue", "saturation") if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude=idle)
-
-    def require_colours(self, n_channels: int, place: str) -> None:
-        """Refuse to change colours of images that have none.
-
-        Args:
-            n_channels: of the images.
-            place: dotted name of these settings.
-
-        Raises:
-            InputError: hue or saturation is set, and the images have not three channels.
-        """
-        given = [f"{place}.{name}={getattr(self, name)}" for name in ("hue", "saturation") if getattr(self, name)]
-        if given and n_channels != 3:
-            raise InputError(f"{' and '.join(given)} would change colours, but the images' channels are {n_channels}, not 3: set 0.")
+        return self.model_dump(mode="json", exclude=unchanged_colours(self))
 
 
 @dataclass(frozen=True)
@@ -127,30 +106,12 @@ def draw_epoch_views(config: ViewsConfig, n_images: int, image_size: int, seed: 
     box_SB4 = draw_crop_boxes(n, (config.min_scale, 1.0), rng).view(*shape, 4)
     flip_SB = (draw_flips(n, rng) & config.flip).view(shape)
     lambda_SB = _draw_lambda(config, shape, derive_seed(seed, "views-lambda", epoch))
-    colour_SBCC = torch.zeros(*shape, 0, 0)
-    if config.hue or config.saturation:
-        turn_SB, change_SB = torch.rand(2, *shape, generator=generator("cpu", seed, "views-colour", epoch)).mul(2).sub(1)
-        colour_SBCC = colour_matrices(turn_SB, change_SB, config)
+    colour_SBCC = draw_colours(config, shape, generator("cpu", seed, "views-colour", epoch))
     patch_row_SBH = patch_column_SBW = torch.zeros(*shape, 0, dtype=torch.bool)
     if config.mix == "cutmix":
         patch_row_SBH, patch_column_SBW, lambda_SB = _draw_patches(lambda_SB, image_size, derive_seed(seed, "views-centre", epoch))
     drawn = (order.view(shape), partner_SB, box_SB4, flip_SB, lambda_SB, colour_SBCC, patch_row_SBH, patch_column_SBW)
     return EpochViews(*(tensor.to(device) for tensor in drawn))
-
-
-def colour_matrices(turn: torch.Tensor, change: torch.Tensor, config: ViewsConfig) -> torch.Tensor:
-    """Return M of Eq. V, float32 [..., 3, 3], for draws in [-1, 1] that the settings' `hue` and `saturation` scale."""
-    grey = torch.full((3, 3), 1 / 3)
-    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
-    angle = (math.pi * config.hue * turn)[..., None, None]
-    saturation = (1 + config.saturation * change)[..., None, None]
-    return grey + saturation * (angle.cos() * (torch.eye(3) - grey) + angle.sin() * across)
-
-
-def recoloured(image_BCHW: torch.Tensor, colour_BCC: torch.Tensor) -> torch.Tensor:
-    """Images of three channels with their colours multiplied by one matrix each, clipped to [0, 1]."""
-    # written out: the same rounding on every device, where a matrix product may take fewer bits
-    return reduce(torch.add, (colour_BCC[:, :, c, None, None] * image_BCHW[:, c : c + 1] for c in range(3))).clamp(0, 1)
 
 
 def _draw_lambda(config: ViewsConfig, shape: tuple[int, int], seed: int) -> torch.Tensor:
@@ -179,8 +140,7 @@ def make_batch(config: ViewsConfig, bank: ImageBank, views: EpochViews, step: in
         lambda_B: float32 share of each image itself, for CutMix corrected for the clipped box.
     """
     image_BCHW = crop(bank.take(views.index_SB[step]), views.box_SB4[step], views.flip_SB[step], bank.image_size)
-    if views.colour_SBCC.shape[-1]:
-        image_BCHW = recoloured(image_BCHW, views.colour_SBCC[step])
+    image_BCHW = recoloured(image_BCHW, views.colour_SBCC[step])
     partner_B, lambda_B = views.partner_SB[step], views.lambda_SB[step]
     if config.mix == "none":
         return image_BCHW, partner_B, lambda_B

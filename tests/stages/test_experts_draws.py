@@ -10,7 +10,9 @@ from expert_views import draw_views
 
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.seeding import generator
-from ray_ltdd.stages.experts import ExpertTraining, draw_epoch
+from ray_ltdd.stages.colours import recoloured
+from ray_ltdd.stages.expert_config import ExpertConfig
+from ray_ltdd.stages.experts import ExpertTraining, draw_epoch, draw_epoch_shapes
 
 COUNT_K = torch.tensor([1000, 80, 20])
 LABEL_N = torch.repeat_interleave(torch.arange(3), COUNT_K)[torch.randperm(1100, generator=torch.Generator().manual_seed(0))]
@@ -116,3 +118,43 @@ def test_views_shift_by_the_padding_and_flip_only_where_allowed():
         plain = torch.from_numpy(image)[draws.uniform_SB[0].repeat(2)] / 255
         same_N = (view_NCHW - plain).abs().flatten(1).max(1).values < 1e-6
         assert bool(same_N.all()) if is_plain else 0 <= same_N.float().mean() < 0.8
+
+
+def test_random_resized_crops_replace_shifts():
+    """Areas are uniform between the smallest and the whole image, no crop leaves it, and the padding no longer matters."""
+
+    def boxes(**settings):
+        return draw_epoch_shapes(ExpertTraining(min_scale=0.3, **settings), 50, 40, 32, generator("cpu", 0, "test")).box_SN4
+
+    left, top, width, height = boxes().unbind(-1)
+    assert min(left.min(), top.min()) >= 0 and max((left + width).max(), (top + height).max()) <= 1 + 1e-6
+    area = (width * height).flatten().double()
+    # a side longer than the image is cut, so large areas come out a little smaller
+    assert 0.2999 <= area.min() < 0.31 and area.max() > 0.97 and area.mean().item() == pytest.approx(0.64, abs=0.02)
+    assert torch.equal(boxes(), boxes(crop_padding=9))
+
+
+def test_both_images_of_a_pair_have_colours_of_their_own_before_they_are_mixed():
+    """Eq. V; with lambda 1 and 0 a view is one image or the other in its own colours."""
+    bank = ImageBank(
+        np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8), np.zeros(30, dtype=np.int64), np.arange(30), torch.device("cpu")
+    )
+    plain, config = (ExpertTraining(batch_size=10, crop_padding=0, flip=False, **colours) for colours in ({}, {"hue": 0.4, "saturation": 0.7}))
+    draws = draw_epoch(config, bank.label_N, torch.tensor([30]), 1, 0, 0)
+    colour_NCC = draw_epoch_shapes(config, 1, 10, 8, generator("cpu", 0, "test")).colour_SNCC[0]
+    assert colour_NCC.shape == (20, 3, 3) and len(colour_NCC.unique(dim=0)) == 20
+    for share, stream, colours in ((1.0, draws.uniform_SB, colour_NCC[:10]), (0.0, draws.weighted_SB, colour_NCC[10:])):
+        draws.lambda_SB.fill_(share)
+        view_NCHW, *_ = draw_views(config, bank, draws, 0, generator("cpu", 0, "test"))
+        torch.testing.assert_close(view_NCHW[:10], recoloured(bank.take(stream[0]), colours), atol=1e-5, rtol=0)
+        before_NCHW, *_ = draw_views(plain, bank, draws, 0, generator("cpu", 0, "test"))
+        assert (view_NCHW - before_NCHW)[:10].abs().mean() > 0.05
+
+
+def test_experts_of_before_there_were_crops_and_colours_are_still_found():
+    def named(**training):
+        return ExpertConfig(training=ExpertTraining(**training)).outcome()["training"]
+
+    assert not {"min_scale", "hue", "saturation"} & set(named()) and "crop_padding" in named()
+    assert named(hue=0.1) == named() | {"hue": 0.1}
+    assert named(min_scale=0.5) == {name: value for name, value in named().items() if name != "crop_padding"} | {"min_scale": 0.5}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ray_ltdd.data.augment import cutmix_masks
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.seeding import derive_seed, generator
-from ray_ltdd.stages.views import ViewsConfig, colour_matrices, draw_epoch_views, make_batch, mix_labels, n_batches
+from ray_ltdd.stages.colours import colour_matrices
+from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, mix_labels, n_batches
 
 CPU = torch.device("cpu")
 
