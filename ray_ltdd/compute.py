@@ -69,9 +69,11 @@ class Backend:
     def suited_to(self, network: torch.nn.Module) -> "Backend":
         """This backend as it is best for training `network`.
 
-        Where the precision is left open, a narrow network with batch norm, which has no kernel, is trained in bfloat16 if the CPU multiplies in it.
-        Images/s on 2 cores with AVX512-BF16, by our convolutions and by torch's compiled bfloat16: ResNet-32 562 and 651, ResNet-9 of width 32
-        726 and 561; on one of the cores beside other work ResNet-18 77 and 56, ConvNet-3 with batch norm 688 and 570, VGG-11 205 and 173.
+        Where the precision is left open, a narrow network with batch norm is trained in torch's bfloat16 if the CPU multiplies in it: our
+        convolutions gain less where there are few channels. Images/s on 2 cores with AVX512-BF16, by our kernels and by torch's compiled bfloat16:
+        ResNet-32 481 and 604; before batch norm had a kernel, which gains 3 to 8 % in ResNets of few channels and nothing in ResNet-18 and VGG-11,
+        ResNet-9 of width 32 726 and 561; on one of the cores beside other work ResNet-18 77 and 56, ConvNet-3 with batch norm 688 and 570, VGG-11
+        205 and 173.
         """
         has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
         widest = max((module.out_channels for module in network.modules() if isinstance(module, torch.nn.Conv2d)), default=0)

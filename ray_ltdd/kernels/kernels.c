@@ -1,4 +1,4 @@
-/* Convolutions and instance norm for float32 maps in channels-last order, on any CPU the compiler vectorises for; on one with AVX512-BF16 the
+/* Convolutions, instance and batch norms for float32 maps in channels-last order, on any CPU the compiler vectorises for; on one with AVX512-BF16 the
  * products of convolutions may be of bfloat16 values, added up in float32.
  *
  * 3x3 convolutions of stride 1 and padding 1 use Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016): 36 multiplications for 16 outputs
@@ -545,23 +545,39 @@ void direct_input(const float *dy, const float *w, Strides at, float *dx, long n
 
 /* ---- mean and variance of every channel of an image ---- */
 
-enum { SUMS = 4 /* kept apart, so that no addition waits for the one before */ };
+enum { SUMS = 4 /* kept apart, so that no addition waits for the one before */, MOST_VECTORS = 4 /* summed at once: neighbours in memory */ };
 
-/* Sum over pixels of map - *middle, squared or not, for LANES channels. */
-INLINE vec sum_of(const float *map, vec middle, int squared, long area, long channels) {
-    vec sum[SUMS] = {{0}};
+INLINE int vectors_at_once(long channels) {
+    return channels % (4 * LANES) == 0 ? 4 : channels % (2 * LANES) == 0 ? 2 : 1;
+}
+
+/* mean[c] = (sum over pixels of map - middle, squared or not) / area, for `vectors` times LANES channels; `middle` NULL is zero. */
+INLINE void mean_of(int vectors, const float *map, const float *middle, int squared, float *mean, long area, long channels) {
+    vec sum[MOST_VECTORS][SUMS] = {{{0}}};
     for (long p = 0; p < area; p += SUMS)
         for (int q = 0; q < SUMS; q++) {
             if (p + q >= area) break;
-            vec off = LOAD(map + (p + q) * channels) - middle;
-            sum[q] += squared ? (vec)(off * off) : (vec)off;
+            for (int v = 0; v < vectors; v++) {
+                vec off = LOAD(map + (p + q) * channels + v * LANES) - (middle ? LOAD(middle + v * LANES) : (vec){0});
+                sum[v][q] += squared ? (vec)(off * off) : off;
+            }
         }
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (int v = 0; v < vectors; v++) STORE(mean + v * LANES, ((sum[v][0] + sum[v][1]) + (sum[v][2] + sum[v][3])) / (float)area);
+}
+
+static void means_of(const float *map, const float *middle, int squared, float *mean, long area, long channels) {
+    int vectors = vectors_at_once(channels);
+    for (long c = 0; c < channels; c += vectors * LANES) {
+        const float *middle_c = middle ? middle + c : NULL;
+        if (vectors == 4) mean_of(4, map + c, middle_c, squared, mean + c, area, channels);
+        else if (vectors == 2) mean_of(2, map + c, middle_c, squared, mean + c, area, channels);
+        else mean_of(1, map + c, middle_c, squared, mean + c, area, channels);
+    }
 }
 
 static void moments_of(const float *map, float *mean, float *var, long area, long channels) {
-    for (long c = 0; c < channels; c += LANES) STORE(mean + c, sum_of(map + c, (vec){0}, 0, area, channels) / (float)area);
-    for (long c = 0; c < channels; c += LANES) STORE(var + c, sum_of(map + c, LOAD(mean + c), 1, area, channels) / (float)area);
+    means_of(map, NULL, 0, mean, area, channels);
+    means_of(map, mean, 1, var, area, channels);
 }
 
 void image_moments(const float *x, float *mean, float *var, long n, long area, long channels, int threads) {
@@ -585,6 +601,74 @@ void image_moments_backward(const float *x, const float *mean, const float *dmea
 /* `value` where `z` is above zero or no number, else zero: a network that has become NaN must not look healthy. */
 INLINE vec where_positive(vec z, vec value) {
     return (vec)(~(mask)(z <= (vec){0}) & (mask)value);
+}
+
+/* ---- batch norm of training, with a ReLU or none: forward after image_moments the map is read once more, backward twice ----
+ *
+ * z = x * factor + offset, with a factor and an offset a channel.
+ */
+
+INLINE vec rectified(int relu, vec z, vec value) {
+    return relu ? where_positive(z, value) : value;
+}
+
+void scale_shift(int relu, const float *x, const float *factor, const float *offset, float *y, long pixels, long channels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long p = 0; p < pixels; p++)
+        for (long c = 0; c < channels; c += LANES) {
+            vec z = LOAD(x + p * channels + c) * LOAD(factor + c) + LOAD(offset + c);
+            STORE(y + p * channels + c, rectified(relu, z, z));
+        }
+}
+
+typedef struct {
+    const float *mean, *factor, *offset;
+} Line;
+
+/* Sums over an image's pixels of its gradient g = dy, where z > 0 if there is a ReLU, and of g * (x - mean), for `vectors` times LANES channels. */
+INLINE void image_sums(int vectors, int relu, const float *x, Line at, const float *dy, float *plain, float *centred, long area, long channels) {
+    vec sum[MOST_VECTORS][2] = {{{0}}}, product[MOST_VECTORS][2] = {{{0}}};
+    for (long p = 0; p < area; p += 2)
+        for (int q = 0; q < 2; q++) {
+            if (p + q >= area) break;
+            for (int v = 0; v < vectors; v++) {
+                long c = v * LANES, pixel = (p + q) * channels + c;
+                vec value = LOAD(x + pixel), g = rectified(relu, value * LOAD(at.factor + c) + LOAD(at.offset + c), LOAD(dy + pixel));
+                sum[v][q] += g;
+                product[v][q] += g * (value - LOAD(at.mean + c));
+            }
+        }
+    for (int v = 0; v < vectors; v++) {
+        STORE(plain + v * LANES, sum[v][0] + sum[v][1]);
+        STORE(centred + v * LANES, product[v][0] + product[v][1]);
+    }
+}
+
+/* The sums of every image, [N][C] each. */
+void scale_shift_sums(int relu, const float *x, const float *mean, const float *factor, const float *offset, const float *dy, float *plain,
+                      float *centred, long n, long area, long channels, int threads) {
+    int vectors = vectors_at_once(channels);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long image = 0; image < n; image++)
+        for (long c = 0; c < channels; c += vectors * LANES) {
+            long map = image * area * channels + c, sums = image * channels + c;
+            Line at = {mean + c, factor + c, offset + c};
+            if (vectors == 4) image_sums(4, relu, x + map, at, dy + map, plain + sums, centred + sums, area, channels);
+            else if (vectors == 2) image_sums(2, relu, x + map, at, dy + map, plain + sums, centred + sums, area, channels);
+            else image_sums(1, relu, x + map, at, dy + map, plain + sums, centred + sums, area, channels);
+        }
+}
+
+/* dx = g * factor - (x - mean) * slope - base */
+void scale_shift_backward(int relu, const float *x, const float *mean, const float *factor, const float *offset, const float *dy, const float *slope,
+                          const float *base, float *dx, long pixels, long channels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long p = 0; p < pixels; p++)
+        for (long c = 0; c < channels; c += LANES) {
+            long at = p * channels + c;
+            vec value = LOAD(x + at), f = LOAD(factor + c), g = rectified(relu, value * f + LOAD(offset + c), LOAD(dy + at));
+            STORE(dx + at, g * f - (value - LOAD(mean + c)) * LOAD(slope + c) - LOAD(base + c));
+        }
 }
 
 /* ---- instance norm, ReLU and 2x2 average pooling in one: the map is read from memory once ---- */

@@ -6,119 +6,67 @@ Shapes: N images, C channels, I input and O output channels, H height, W width.
 """
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ray_ltdd.kernels.build import library
+from ray_ltdd.kernels.operators import LIBRARY, call, channels_last, new_map, norm_argument, operator, strides
 from ray_ltdd.kernels.serving import MOST_DIRECT_CHANNELS, products_are_bfloat16
 
-_LIBRARY = torch.library.Library("ray_ltdd", "DEF")
 
-
-class _Strides(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_long) for name in ("out", "input", "row", "column"))
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = (("scale", ctypes.c_void_p), ("shift", ctypes.c_void_p), ("epsilon", ctypes.c_float))
-
-
-def _norm(scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float) -> _Norm:
-    return _Norm(scale_C.data_ptr(), shift_C.data_ptr(), epsilon)
-
-
-def _strides(weight_OIHW: torch.Tensor, swapped: bool = False) -> _Strides:
-    out, into, row, column = weight_OIHW.stride()
-    return _Strides(into, out, row, column) if swapped else _Strides(out, into, row, column)
-
-
-def _call(name: str, *arguments: Any) -> None:
-    kernels = library()
-    assert kernels is not None  # `suit` has asked
-    getattr(kernels, name)(*map(_as_c, arguments))
-
-
-def _as_c(argument: Any) -> Any:
-    if argument is None or isinstance(argument, torch.Tensor):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
-    return ctypes.c_long(argument) if isinstance(argument, int) else argument
-
-
-def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as a CPU operator. torch.library.custom_op would do, but imports torch's compiler: seconds at every start."""
-    _LIBRARY.define(schema)
-    name = schema.split("(")[0]
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        _LIBRARY.impl(name, function, "CPU")
-        return function
-
-    return register
-
-
-def _last(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _map(n: int, channels: int, height: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    return torch.empty((n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
-@_operator("conv3x3(Tensor map, Tensor weight, Tensor? bias, bool half) -> Tensor")
+@operator("conv3x3(Tensor map, Tensor weight, Tensor? bias, bool half) -> Tensor")
 def _conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, half: bool) -> torch.Tensor:
-    map_NIHW = _last(map_NIHW)
+    map_NIHW = channels_last(map_NIHW)
     (n, n_in, height, width), n_out = map_NIHW.shape, weight_OIHW.shape[0]
-    out = _map(n, n_out, height, width, map_NIHW)
+    out = new_map(n, n_out, height, width, map_NIHW)
     size = (n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
     if n_in <= MOST_DIRECT_CHANNELS:
-        _call("direct", map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, out, *size)
+        call("direct", map_NIHW, weight_OIHW, strides(weight_OIHW), bias_O, out, *size)
     else:
-        _call("winograd", ctypes.c_int(half), map_NIHW, weight_OIHW, _strides(weight_OIHW), ctypes.c_int(0), bias_O, out, *size)
+        call("winograd", ctypes.c_int(half), map_NIHW, weight_OIHW, strides(weight_OIHW), ctypes.c_int(0), bias_O, out, *size)
     return out
 
 
-@torch.library.register_fake("ray_ltdd::conv3x3", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::conv3x3", lib=LIBRARY)
 def _(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None, half: bool) -> torch.Tensor:
     n, _, height, width = map_NIHW.shape
-    return _map(n, weight_OIHW.shape[0], height, width, map_NIHW)
+    return new_map(n, weight_OIHW.shape[0], height, width, map_NIHW)
 
 
-@_operator("conv3x3_input_gradient(Tensor gradient, Tensor weight, bool half) -> Tensor")
+@operator("conv3x3_input_gradient(Tensor gradient, Tensor weight, bool half) -> Tensor")
 def _input_gradient(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor, half: bool) -> torch.Tensor:
-    gradient_NOHW = _last(gradient_NOHW)
+    gradient_NOHW = channels_last(gradient_NOHW)
     (n, n_out, height, width), n_in = gradient_NOHW.shape, weight_OIHW.shape[1]
-    out = _map(n, n_in, height, width, gradient_NOHW)
+    out = new_map(n, n_in, height, width, gradient_NOHW)
     threads = ctypes.c_int(torch.get_num_threads())
     if n_in <= MOST_DIRECT_CHANNELS:
-        _call("direct_input", gradient_NOHW, weight_OIHW, _strides(weight_OIHW), out, n, height, width, n_in, n_out, threads)
+        call("direct_input", gradient_NOHW, weight_OIHW, strides(weight_OIHW), out, n, height, width, n_in, n_out, threads)
     else:
-        turned = (_strides(weight_OIHW, swapped=True), ctypes.c_int(1), None)
-        _call("winograd", ctypes.c_int(half), gradient_NOHW, weight_OIHW, *turned, out, n, height, width, n_out, n_in, threads)
+        turned = (strides(weight_OIHW, swapped=True), ctypes.c_int(1), None)
+        call("winograd", ctypes.c_int(half), gradient_NOHW, weight_OIHW, *turned, out, n, height, width, n_out, n_in, threads)
     return out
 
 
-@torch.library.register_fake("ray_ltdd::conv3x3_input_gradient", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::conv3x3_input_gradient", lib=LIBRARY)
 def _(gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor, half: bool) -> torch.Tensor:
     n, _, height, width = gradient_NOHW.shape
-    return _map(n, weight_OIHW.shape[1], height, width, gradient_NOHW)
+    return new_map(n, weight_OIHW.shape[1], height, width, gradient_NOHW)
 
 
-@_operator("conv3x3_weight_gradient(Tensor map, Tensor gradient, Tensor weight, bool half) -> Tensor")
+@operator("conv3x3_weight_gradient(Tensor map, Tensor gradient, Tensor weight, bool half) -> Tensor")
 def _weight_gradient(map_NIHW: torch.Tensor, gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor, half: bool) -> torch.Tensor:
-    map_NIHW, gradient_NOHW = _last(map_NIHW), _last(gradient_NOHW)
+    map_NIHW, gradient_NOHW = channels_last(map_NIHW), channels_last(gradient_NOHW)
     (n, n_in, height, width), n_out = map_NIHW.shape, gradient_NOHW.shape[1]
     out = torch.empty_like(weight_OIHW)
-    given = (map_NIHW, gradient_NOHW, out, _strides(out), n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
+    given = (map_NIHW, gradient_NOHW, out, strides(out), n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
     if n_in <= MOST_DIRECT_CHANNELS:
-        _call("direct_weights", *given)
+        call("direct_weights", *given)
     else:
-        _call("winograd_weights", ctypes.c_int(half), *given)
+        call("winograd_weights", ctypes.c_int(half), *given)
     return out
 
 
-@torch.library.register_fake("ray_ltdd::conv3x3_weight_gradient", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::conv3x3_weight_gradient", lib=LIBRARY)
 def _(map_NIHW: torch.Tensor, gradient_NOHW: torch.Tensor, weight_OIHW: torch.Tensor, half: bool) -> torch.Tensor:
     return torch.empty_like(weight_OIHW)
 
@@ -139,7 +87,7 @@ def _convolution_backward(ctx: Any, gradient_NOHW: torch.Tensor) -> tuple[torch.
     )
 
 
-torch.library.register_autograd("ray_ltdd::conv3x3", _convolution_backward, setup_context=_keep_convolution, lib=_LIBRARY)
+torch.library.register_autograd("ray_ltdd::conv3x3", _convolution_backward, setup_context=_keep_convolution, lib=LIBRARY)
 
 
 def conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
@@ -159,29 +107,29 @@ def conv3x3(map_NIHW: torch.Tensor, weight_OIHW: torch.Tensor, bias_O: torch.Ten
     return out_NOHW
 
 
-@_operator("norm_relu_pool(Tensor map, Tensor scale, Tensor shift, float epsilon) -> (Tensor, Tensor, Tensor)")
+@operator("norm_relu_pool(Tensor map, Tensor scale, Tensor shift, float epsilon) -> (Tensor, Tensor, Tensor)")
 def _norm_relu_pool(
     map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    map_NCHW = _last(map_NCHW)
+    map_NCHW = channels_last(map_NCHW)
     n, channels, height, width = map_NCHW.shape
     out, mean_NC, rate_NC = _pooled(n, channels, height, width, map_NCHW)
     size = (n, height, width, channels, ctypes.c_int(torch.get_num_threads()))
-    _call("norm_relu_pool", map_NCHW, _norm(scale_C, shift_C, epsilon), out, mean_NC, rate_NC, *size)
+    call("norm_relu_pool", map_NCHW, norm_argument(scale_C, shift_C, epsilon), out, mean_NC, rate_NC, *size)
     return out, mean_NC, rate_NC
 
 
 def _pooled(n: int, channels: int, height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _map(n, channels, height // 2, width // 2, like), like.new_empty(n, channels), like.new_empty(n, channels)
+    return new_map(n, channels, height // 2, width // 2, like), like.new_empty(n, channels), like.new_empty(n, channels)
 
 
-@torch.library.register_fake("ray_ltdd::norm_relu_pool", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::norm_relu_pool", lib=LIBRARY)
 def _(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n, channels, height, width = map_NCHW.shape
     return _pooled(n, channels, height, width, map_NCHW)
 
 
-@_operator(
+@operator(
     "norm_relu_pool_gradient(Tensor map, Tensor scale, Tensor shift, Tensor mean, Tensor rate, float epsilon, Tensor gradient)"
     " -> (Tensor, Tensor, Tensor)"
 )
@@ -194,16 +142,16 @@ def _norm_relu_pool_gradient(
     epsilon: float,
     gradient_NCHW: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    map_NCHW, gradient_NCHW = _last(map_NCHW), _last(gradient_NCHW)
+    map_NCHW, gradient_NCHW = channels_last(map_NCHW), channels_last(gradient_NCHW)
     n, channels, height, width = map_NCHW.shape
     out, scale_NC, shift_NC = torch.empty_like(map_NCHW), torch.empty_like(mean_NC), torch.empty_like(mean_NC)
     size = (n, height, width, channels, ctypes.c_int(torch.get_num_threads()))
-    norm = _norm(scale_C, shift_C, epsilon)
-    _call("norm_relu_pool_backward", map_NCHW, norm, mean_NC, rate_NC, gradient_NCHW, out, scale_NC, shift_NC, *size)
+    norm = norm_argument(scale_C, shift_C, epsilon)
+    call("norm_relu_pool_backward", map_NCHW, norm, mean_NC, rate_NC, gradient_NCHW, out, scale_NC, shift_NC, *size)
     return out, scale_NC.sum(0), shift_NC.sum(0)
 
 
-@torch.library.register_fake("ray_ltdd::norm_relu_pool_gradient", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::norm_relu_pool_gradient", lib=LIBRARY)
 def _(
     map_NCHW: torch.Tensor,
     scale_C: torch.Tensor,
@@ -226,7 +174,7 @@ def _norm_backward(ctx: Any, gradient_NCHW: torch.Tensor, *_: torch.Tensor) -> t
     return (*torch.ops.ray_ltdd.norm_relu_pool_gradient(*ctx.saved_tensors, ctx.epsilon, gradient_NCHW), None)
 
 
-torch.library.register_autograd("ray_ltdd::norm_relu_pool", _norm_backward, setup_context=_keep_norm, lib=_LIBRARY)
+torch.library.register_autograd("ray_ltdd::norm_relu_pool", _norm_backward, setup_context=_keep_norm, lib=LIBRARY)
 
 
 def norm_relu_pool(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -244,7 +192,7 @@ def norm_relu_pool(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch
     return out_NCHW
 
 
-@_operator("first_block(Tensor map, Tensor weight, Tensor? bias, Tensor scale, Tensor shift, float epsilon, bool half) -> (Tensor, Tensor, Tensor)")
+@operator("first_block(Tensor map, Tensor weight, Tensor? bias, Tensor scale, Tensor shift, float epsilon, bool half) -> (Tensor, Tensor, Tensor)")
 def _first_block(
     map_NIHW: torch.Tensor,
     weight_OIHW: torch.Tensor,
@@ -254,16 +202,16 @@ def _first_block(
     epsilon: float,
     half: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    map_NIHW = _last(map_NIHW)
+    map_NIHW = channels_last(map_NIHW)
     (n, n_in, height, width), n_out = map_NIHW.shape, weight_OIHW.shape[0]
     out, mean_NO, rate_NO = _pooled(n, n_out, height, width, map_NIHW)
     size = (n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
-    norm = _norm(scale_O, shift_O, epsilon)
-    _call("first_block", ctypes.c_int(half), map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, norm, out, mean_NO, rate_NO, *size)
+    norm = norm_argument(scale_O, shift_O, epsilon)
+    call("first_block", ctypes.c_int(half), map_NIHW, weight_OIHW, strides(weight_OIHW), bias_O, norm, out, mean_NO, rate_NO, *size)
     return out, mean_NO, rate_NO
 
 
-@torch.library.register_fake("ray_ltdd::first_block", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::first_block", lib=LIBRARY)
 def _(
     map_NIHW: torch.Tensor,
     weight_OIHW: torch.Tensor,
@@ -277,7 +225,7 @@ def _(
     return _pooled(n, weight_OIHW.shape[0], height, width, map_NIHW)
 
 
-@_operator(
+@operator(
     "first_block_gradient(Tensor map, Tensor weight, Tensor? bias, Tensor scale, Tensor shift, Tensor mean, Tensor rate, float epsilon,"
     " bool half, Tensor gradient, bool for_map, bool for_weight) -> (Tensor, Tensor, Tensor, Tensor)"
 )
@@ -295,20 +243,20 @@ def _first_block_gradient(
     for_map: bool,
     for_weight: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    map_NIHW, gradient_NOHW = _last(map_NIHW), _last(gradient_NOHW)
+    map_NIHW, gradient_NOHW = channels_last(map_NIHW), channels_last(gradient_NOHW)
     (n, n_in, height, width), n_out = map_NIHW.shape, weight_OIHW.shape[0]
     of_map = torch.empty_like(map_NIHW) if for_map else map_NIHW.new_empty(0)
     of_weight = torch.empty_like(weight_OIHW) if for_weight else map_NIHW.new_empty(0)
     scale_NO, shift_NO = torch.empty_like(mean_NO), torch.empty_like(mean_NO)
     size = (n, height, width, n_in, n_out, ctypes.c_int(torch.get_num_threads()))
-    given = (map_NIHW, weight_OIHW, _strides(weight_OIHW), bias_O, _norm(scale_O, shift_O, epsilon), mean_NO, rate_NO, gradient_NOHW)
-    _call(
+    given = (map_NIHW, weight_OIHW, strides(weight_OIHW), bias_O, norm_argument(scale_O, shift_O, epsilon), mean_NO, rate_NO, gradient_NOHW)
+    call(
         "first_block_backward", ctypes.c_int(half), *given, of_map if for_map else None, of_weight if for_weight else None, scale_NO, shift_NO, *size
     )
     return of_map, of_weight, scale_NO.sum(0), shift_NO.sum(0)
 
 
-@torch.library.register_fake("ray_ltdd::first_block_gradient", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::first_block_gradient", lib=LIBRARY)
 def _(
     map_NIHW: torch.Tensor,
     weight_OIHW: torch.Tensor,
@@ -341,7 +289,7 @@ def _first_block_backward(ctx: Any, gradient_NOHW: torch.Tensor, *_: torch.Tenso
     return of_map if for_map else None, of_weight if for_weight else None, of_bias, of_scale, of_shift, None, None
 
 
-torch.library.register_autograd("ray_ltdd::first_block", _first_block_backward, setup_context=_keep_first_block, lib=_LIBRARY)
+torch.library.register_autograd("ray_ltdd::first_block", _first_block_backward, setup_context=_keep_first_block, lib=LIBRARY)
 
 
 def first_block(
@@ -360,33 +308,33 @@ def first_block(
     return out_NOHW
 
 
-@_operator("image_moments(Tensor map) -> (Tensor, Tensor)")
+@operator("image_moments(Tensor map) -> (Tensor, Tensor)")
 def _image_moments(map_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    map_NCHW = _last(map_NCHW)
+    map_NCHW = channels_last(map_NCHW)
     n, channels, height, width = map_NCHW.shape
     mean_NC, var_NC = map_NCHW.new_empty(n, channels), map_NCHW.new_empty(n, channels)
-    _call("image_moments", map_NCHW, mean_NC, var_NC, n, height * width, channels, ctypes.c_int(torch.get_num_threads()))
+    call("image_moments", map_NCHW, mean_NC, var_NC, n, height * width, channels, ctypes.c_int(torch.get_num_threads()))
     return mean_NC, var_NC
 
 
-@torch.library.register_fake("ray_ltdd::image_moments", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::image_moments", lib=LIBRARY)
 def _(map_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return map_NCHW.new_empty(map_NCHW.shape[:2]), map_NCHW.new_empty(map_NCHW.shape[:2])
 
 
-@_operator("image_moments_gradient(Tensor map, Tensor mean, Tensor mean_gradient, Tensor var_gradient) -> Tensor")
+@operator("image_moments_gradient(Tensor map, Tensor mean, Tensor mean_gradient, Tensor var_gradient) -> Tensor")
 def _image_moments_gradient(
     map_NCHW: torch.Tensor, mean_NC: torch.Tensor, mean_gradient_NC: torch.Tensor, var_gradient_NC: torch.Tensor
 ) -> torch.Tensor:
-    map_NCHW, mean_gradient_NC, var_gradient_NC = _last(map_NCHW), mean_gradient_NC.contiguous(), var_gradient_NC.contiguous()
+    map_NCHW, mean_gradient_NC, var_gradient_NC = channels_last(map_NCHW), mean_gradient_NC.contiguous(), var_gradient_NC.contiguous()
     n, channels, height, width = map_NCHW.shape
     out = torch.empty_like(map_NCHW)
     size = (n, height * width, channels, ctypes.c_int(torch.get_num_threads()))
-    _call("image_moments_backward", map_NCHW, mean_NC, mean_gradient_NC, var_gradient_NC, out, *size)
+    call("image_moments_backward", map_NCHW, mean_NC, mean_gradient_NC, var_gradient_NC, out, *size)
     return out
 
 
-@torch.library.register_fake("ray_ltdd::image_moments_gradient", lib=_LIBRARY)
+@torch.library.register_fake("ray_ltdd::image_moments_gradient", lib=LIBRARY)
 def _(map_NCHW: torch.Tensor, mean_NC: torch.Tensor, mean_gradient_NC: torch.Tensor, var_gradient_NC: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(map_NCHW, memory_format=torch.channels_last)
 
@@ -400,7 +348,7 @@ def _moments_backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
     return of_map
 
 
-torch.library.register_autograd("ray_ltdd::image_moments", _moments_backward, setup_context=_keep_moments, lib=_LIBRARY)
+torch.library.register_autograd("ray_ltdd::image_moments", _moments_backward, setup_context=_keep_moments, lib=LIBRARY)
 
 
 def image_moments(map_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

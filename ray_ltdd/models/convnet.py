@@ -10,7 +10,7 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.kernels import ops, serving
 from ray_ltdd.models.config import NormalizationKind
 from ray_ltdd.models.encoder import Encoder
-from ray_ltdd.models.normalization import InstanceNorm, build_normalization
+from ray_ltdd.models.normalization import InstanceNorm, build_normalization, norm_relu
 
 
 class ConvNet(Encoder):
@@ -55,7 +55,7 @@ class ConvBlock(nn.Sequential):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the block's output, [N, width, H // 2, W // 2]."""
-        conv, norm, relu, pool = self
+        conv, norm, _, pool = self
         assert isinstance(conv, nn.Conv2d)
         if isinstance(norm, InstanceNorm) and serving.suit(input) and conv.out_channels % serving.BLOCK == 0:
             affine = (norm.weight, norm.bias, norm.eps)
@@ -67,5 +67,5 @@ class ConvBlock(nn.Sequential):
             for show in norm._forward_pre_hooks.values():
                 show(norm, (map_NCHW,))
             return ops.norm_relu_pool(map_NCHW, *affine)
-        pooled_NCHW: torch.Tensor = pool(relu(norm(conv(input))))
+        pooled_NCHW: torch.Tensor = pool(norm_relu(norm, conv(input)))
         return pooled_NCHW

@@ -4,9 +4,12 @@ Shapes: N images, C channels, H height, W width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ray_ltdd.errors import InputError
+from ray_ltdd.kernels import serving
+from ray_ltdd.kernels.batch_norm import batch_norm
 from ray_ltdd.models.config import NormalizationKind
 
 MAX_GROUPS = 32
@@ -37,10 +40,46 @@ class InstanceNorm(nn.GroupNorm):
         return super().forward(input)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation, in training by our kernel where it serves."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the normalised map, [N, C, H, W] like `input`."""
+        return self._trained(input, relu=False) if self.kernel_serves(input) else super().forward(input)
+
+    def kernel_serves(self, input: torch.Tensor) -> bool:
+        """Whether our kernel normalises `input`: in training, channels in blocks, more than a value a channel."""
+        n_values = input.shape[0] * input.shape[2:].numel()
+        return self.training and self.num_features % serving.BLOCK == 0 and n_values > 1 and serving.suit(input, smallest=1)
+
+    def with_relu(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the normalised map after a ReLU; only where the kernel serves."""
+        return self._trained(input, relu=True)
+
+    def _trained(self, input: torch.Tensor, relu: bool) -> torch.Tensor:
+        out, mean_C, var_C = batch_norm(input, self.weight, self.bias, self.eps, relu)
+        n_values = input.shape[0] * input.shape[2:].numel()
+        # running estimates that nobody asked to do without
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None and self.momentum is not None
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(var_C * (n_values / (n_values - 1)), self.momentum)
+        return out
+
+
+def norm_relu(norm: nn.Module, map_NCHW: torch.Tensor) -> torch.Tensor:
+    """Return the ReLU of what a layer of `build_normalization` makes of a map, [N, C, H, W]; in one where our kernels can and nobody watches it."""
+    watched = norm._forward_pre_hooks or norm._forward_hooks
+    if isinstance(norm, BatchNorm) and not watched and norm.kernel_serves(map_NCHW):
+        return norm.with_relu(map_NCHW)
+    return F.relu(norm(map_NCHW))
+
+
 def build_normalization(kind: NormalizationKind, channels: int) -> nn.Module:
     """Return a layer that normalises maps of `channels` channels; "none" gives the identity."""
     if kind == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm(channels)
     if kind == "instance":
         return InstanceNorm(channels)
     if kind == "group":

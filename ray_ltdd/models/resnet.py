@@ -12,7 +12,7 @@ from torch import nn
 from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import NormalizationKind
 from ray_ltdd.models.encoder import Encoder
-from ray_ltdd.models.normalization import build_normalization
+from ray_ltdd.models.normalization import build_normalization, norm_relu
 
 RESNET32_BLOCKS_PER_STAGE = 5
 _TORCHVISION_NAMES = {"resnet18": "resnet18", "resnet50": "resnet50", "resnext50": "resnext50_32x4d"}
@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
         """Return the block's output, [N, out_channels, ceil(H / stride), ceil(W / stride)]."""
-        out_NCHW = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(map_NCHW)))))
+        out_NCHW = self.norm2(self.conv2(norm_relu(self.norm1, self.conv1(map_NCHW))))
         return F.relu(out_NCHW + self._shortcut(map_NCHW))
 
     def _shortcut(self, map_NCHW: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ class CifarResNet32(Encoder):
 
     def forward(self, image_NCHW: torch.Tensor) -> torch.Tensor:
         """Return feature_NF of normalised floating-point images."""
-        map_NCHW: torch.Tensor = self.stages(F.relu(self.norm1(self.conv1(image_NCHW))))
+        map_NCHW: torch.Tensor = self.stages(norm_relu(self.norm1, self.conv1(image_NCHW)))
         return map_NCHW.mean(dim=(2, 3))
 
 
@@ -98,13 +98,13 @@ class ResNet9(Encoder):
             raise InputError(f"ResNet-9 halves the image three times and needs at least 8 px, but the images have {image_size} px: use larger ones.")
         super().__init__(8 * width)
         self.blocks = nn.Sequential(
-            _conv_norm_relu(channels, width, normalization),
-            _conv_norm_relu(width, 2 * width, normalization),
+            _ConvNormRelu(channels, width, normalization),
+            _ConvNormRelu(width, 2 * width, normalization),
             nn.MaxPool2d(2),
             _Residual(2 * width, normalization),
-            _conv_norm_relu(2 * width, 4 * width, normalization),
+            _ConvNormRelu(2 * width, 4 * width, normalization),
             nn.MaxPool2d(2),
-            _conv_norm_relu(4 * width, 8 * width, normalization),
+            _ConvNormRelu(4 * width, 8 * width, normalization),
             nn.MaxPool2d(2),
             _Residual(8 * width, normalization),
         )
@@ -120,7 +120,7 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int, normalization: NormalizationKind) -> None:
         super().__init__()
-        self.branch = nn.Sequential(_conv_norm_relu(width, width, normalization), _conv_norm_relu(width, width, normalization))
+        self.branch = nn.Sequential(_ConvNormRelu(width, width, normalization), _ConvNormRelu(width, width, normalization))
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
         """Return the block's output, of the input's shape."""
@@ -128,9 +128,17 @@ class _Residual(nn.Module):
         return out_NCHW
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int, normalization: NormalizationKind) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=normalization == "none")
-    return nn.Sequential(conv, build_normalization(normalization, out_channels), nn.ReLU())
+class _ConvNormRelu(nn.Sequential):
+    """3x3 convolution, normalisation, ReLU; the last two in one pass over the map where the kernels have it."""
+
+    def __init__(self, in_channels: int, out_channels: int, normalization: NormalizationKind) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=normalization == "none")
+        super().__init__(conv, build_normalization(normalization, out_channels))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the block's output, [N, out_channels, H, W]."""
+        conv, norm = self
+        return norm_relu(norm, conv(input))
 
 
 class TorchvisionResNet(Encoder):

@@ -8,7 +8,7 @@ from torch import nn
 
 from ray_ltdd.models.config import NormalizationKind
 from ray_ltdd.models.encoder import Encoder
-from ray_ltdd.models.normalization import build_normalization
+from ray_ltdd.models.normalization import build_normalization, norm_relu
 
 # Channels of the convolutions of each of VGG-11's five groups; a 2x2 maximum pooling follows each group.
 GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -50,6 +50,20 @@ class Vgg11(Encoder):
         return feature_NF
 
 
+class _Features(nn.Sequential):
+    """Layers one after the other; a normalisation and the ReLU that follows it in one pass over the map where the kernels have it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the last layer's map."""
+        layers = list(self)
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            if isinstance(following, nn.ReLU):
+                input = norm_relu(layer, input)
+            elif not isinstance(layer, nn.ReLU):
+                input = layer(input)
+        return input
+
+
 def _features(image_size: int, channels: int, normalization: NormalizationKind) -> nn.Sequential:
     layers: list[nn.Module] = []
     map_size = image_size
@@ -60,4 +74,4 @@ def _features(image_size: int, channels: int, normalization: NormalizationKind) 
         if map_size > 1:
             layers.append(nn.MaxPool2d(2))
             map_size //= 2
-    return nn.Sequential(*layers)
+    return _Features(*layers)

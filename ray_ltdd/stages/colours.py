@@ -25,8 +25,13 @@ Saturation = Annotated[float, Field(ge=0, le=1, description="largest relative ch
 class ChangesColours(Protocol):
     """Settings that change colours."""
 
-    hue: float
-    saturation: float
+    @property
+    def hue(self) -> float:
+        """Largest turn, in half turns."""
+
+    @property
+    def saturation(self) -> float:
+        """Largest relative change."""
 
 
 def unchanged_colours(config: ChangesColours) -> set[str]:

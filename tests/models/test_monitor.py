@@ -29,7 +29,7 @@ def test_names_come_in_forward_order(name):
 @pytest.mark.parametrize(
     ("normalization", "kind", "types"),
     [
-        ("batch", "batch_norm", ["BatchNorm2d"] * 2),
+        ("batch", "batch_norm", ["BatchNorm"] * 2),
         ("instance", "normalization", ["InstanceNorm"] * 2),
         ("group", "normalization", ["GroupNorm"] * 2),
         ("none", "convolution", ["Conv3x3"] * 2),
