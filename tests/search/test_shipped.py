@@ -97,6 +97,6 @@ def test_what_cannot_be_counted_before_the_data_is_there_is_said(tmp_path):
     assert unknown.unsized == ("imagenet_lt-ipc10", "imagenet_lt-ipc20") and unknown.stages == () and unknown.n_trials == 40
     known = plan_sweep(load_sweep(by_stem["cifar100_lt_momentum"], [f"data.root={tmp_path}", "trials=2", "final_seeds=1"]))
     stages = {stage.stage: stage for stage in known.stages}
-    # four experts (the observer is a teacher, too) for each of 3 factors, for trials and for the final seed; images per class share them
-    assert known.unsized == () and len(stages["experts"].runs) == 4 * 3 * 2 and stages["experts"].n_asked == 4 * 9 * 4
+    # three experts (the observer is a teacher, too) for each of 3 factors, for trials and for the final seed; images per class share them
+    assert known.unsized == () and len(stages["experts"].runs) == 3 * 3 * 2 and stages["experts"].n_asked == 3 * 9 * 4
     assert len(stages["select_crops"].runs) == 9 * 2 and stages["students"].n_shared == 0
