@@ -32,7 +32,7 @@ COMPILE_WORTH_FLOPS = {"cpu": 3e12, "cuda": 1e16}
 On a GPU, which replays recorded steps without compiling them, an estimate: three minutes at 5e13 operations a second."""
 
 MOST_NARROW_CHANNELS = 64
-"""A network none of whose convolutions gives more is narrow: batch norms, which have no kernel, take much of its time."""
+"""A network none of whose convolutions gives more is narrow: there our convolutions gain less."""
 
 
 class ComputeConfig(Settings):
@@ -91,7 +91,8 @@ class Backend:
         """Whether `flops` floating-point operations earn compilation back, or the settings force it.
 
         Where this package's kernels do the work there is little left to compile: on 2 cores with AVX2 training gains 2 % (ConvNet-3), loses 12 to
-        15 % (VGG-11, AlexNet, a ConvNet with batch norm) or gains 14 % (ResNet-32) from what takes 10 to 60 seconds.
+        15 % (VGG-11, AlexNet, a ConvNet with batch norm) or gains 14 % (ResNet-32) from what takes 10 to 60 seconds; that was before batch norm had a
+        kernel.
         """
         if self.compiles != "auto" or self._own_kernels():
             return self.compiles == "on"

@@ -1,7 +1,7 @@
 """Batch norm of training with the ReLU that may follow it, as one torch operator with gradients.
 
-torch passes over the map again and again, for each moment, for the scale and shift and for the ReLU, forward and backward. Here a map is read twice
-forward, and with its gradient twice backward. Results do not depend on the number of threads.
+torch passes over the map again and again, for each moment, for the scale and shift and for the ReLU, forward and backward. Here it is read
+from memory twice forward, where an image's map fits the cache, and with its gradient twice backward. Results do not depend on the number of threads.
 
 Shapes: N images, C channels, H height, W width.
 """

@@ -51,11 +51,11 @@ class ConvBlock(nn.Sequential):
 
     def __init__(self, in_channels: int, width: int, normalization: NormalizationKind) -> None:
         conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
-        super().__init__(conv, build_normalization(normalization, width), nn.ReLU(), nn.AvgPool2d(2))
+        super().__init__(conv, build_normalization(normalization, width), nn.AvgPool2d(2))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the block's output, [N, width, H // 2, W // 2]."""
-        conv, norm, _, pool = self
+        conv, norm, pool = self
         assert isinstance(conv, nn.Conv2d)
         if isinstance(norm, InstanceNorm) and serving.suit(input) and conv.out_channels % serving.BLOCK == 0:
             affine = (norm.weight, norm.bias, norm.eps)

@@ -48,9 +48,10 @@ class BatchNorm(nn.BatchNorm2d):
         return self._trained(input, relu=False) if self.kernel_serves(input) else super().forward(input)
 
     def kernel_serves(self, input: torch.Tensor) -> bool:
-        """Whether our kernel normalises `input`: in training, channels in blocks, more than a value a channel."""
-        n_values = input.shape[0] * input.shape[2:].numel()
-        return self.training and self.num_features % serving.BLOCK == 0 and n_values > 1 and serving.suit(input, smallest=1)
+        """Whether our kernel normalises `input`: in training, channels in blocks, more than a value a channel, nothing that torch would refuse."""
+        if not self.training or input.dim() != 4 or input.shape[1] != self.num_features or self.num_features % serving.BLOCK:
+            return False
+        return input.numel() > self.num_features and serving.suit(input, smallest=1)
 
     def with_relu(self, input: torch.Tensor) -> torch.Tensor:
         """Return the normalised map after a ReLU; only where the kernel serves."""
@@ -58,7 +59,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def _trained(self, input: torch.Tensor, relu: bool) -> torch.Tensor:
         out, mean_C, var_C = batch_norm(input, self.weight, self.bias, self.eps, relu)
-        n_values = input.shape[0] * input.shape[2:].numel()
+        n_values = input.numel() // self.num_features
         # running estimates that nobody asked to do without
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None and self.momentum is not None
         with torch.no_grad():

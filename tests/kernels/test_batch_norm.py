@@ -14,6 +14,7 @@ from torch import nn
 
 from ray_ltdd.kernels import build, serving
 from ray_ltdd.kernels.batch_norm import batch_norm
+from ray_ltdd.models import normalization
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_expert
 from ray_ltdd.models.normalization import BatchNorm, norm_relu
@@ -28,7 +29,7 @@ def close(ours, reference, tolerance=2e-5):
 @settings(deadline=None, max_examples=60)
 @given(
     n=st.integers(1, 6),
-    channels=st.sampled_from([16, 48, 80]),
+    channels=st.sampled_from([16, 32, 48, 64, 128]),
     height=st.integers(1, 9),
     width=st.integers(2, 9),
     relu=st.booleans(),
@@ -68,6 +69,7 @@ def test_the_layer_is_torchs_with_its_running_estimates(relu):
     rng = torch.Generator().manual_seed(0)
     for step in range(3):
         map_NCHW = torch.randn(5, 32, 4, 3, generator=rng) * 2 + step
+        assert ours.kernel_serves(map_NCHW)
         expected = F.relu(torchs(map_NCHW)) if relu else torchs(map_NCHW)
         torch.testing.assert_close(norm_relu(ours, map_NCHW) if relu else ours(map_NCHW), expected, rtol=1e-4, atol=1e-5)
     assert ours.num_batches_tracked == 3
@@ -92,9 +94,17 @@ def test_what_the_kernel_does_not_take_goes_to_torch(layer, map_NCHW):
     assert torch.equal(layer(map_NCHW), expected(map_NCHW)) and torch.equal(norm_relu(layer, map_NCHW), F.relu(layer(map_NCHW)))
 
 
-def test_one_value_a_channel_is_refused_as_by_torch():
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        BatchNorm(16)(torch.rand(1, 16, 1, 1))
+@pytest.mark.parametrize(
+    ("shape", "error", "sentence"),
+    [
+        ((1, 16, 1, 1), ValueError, "more than 1 value per channel"),
+        ((2, 32, 4, 4), RuntimeError, "should contain 32 elements"),
+        ((2, 16), ValueError, "expected 4D input"),
+    ],
+)
+def test_what_torch_refuses_is_refused(shape, error, sentence):
+    with pytest.raises(error, match=sentence):
+        BatchNorm(16)(torch.rand(shape))
 
 
 def test_who_watches_the_layer_in_training_sees_its_input():
@@ -131,13 +141,17 @@ def test_every_number_of_threads_gives_the_same_bytes(relu):
 
 
 @pytest.mark.parametrize("architecture", ["resnet9", "resnet32", "resnet18", "convnet", "vgg11"])
-def test_networks_are_trained_alike_with_and_without_the_kernel(architecture):
+def test_networks_are_trained_alike_with_and_without_the_kernel(architecture, monkeypatch):
     """One step's gradients and running estimates; deep networks enlarge float32's rounding."""
+    with_relu = []
+    monkeypatch.setattr(normalization, "batch_norm", lambda *given: with_relu.append(given[-1]) or batch_norm(*given))
     config = ModelConfig(architecture=architecture, normalization="batch", width=16 if architecture in ("resnet9", "resnet32", "convnet") else None)
     ours = build_expert(config, 16, 3, 10, [0.5] * 3, [0.2] * 3, 0).train()
     other = copy.deepcopy(ours)
     image_NCHW = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     ours(image_NCHW).square().mean().backward()
+    assert len(with_relu) == sum(isinstance(module, BatchNorm) for module in ours.modules())
+    assert sum(with_relu) == {"resnet9": 8, "resnet32": 16, "resnet18": 0, "convnet": 3, "vgg11": 8}[architecture]
     with serving.switched_off():
         other(image_NCHW).square().mean().backward()
     for (name, a), b in zip(ours.named_parameters(), other.parameters(), strict=True):
@@ -145,3 +159,17 @@ def test_networks_are_trained_alike_with_and_without_the_kernel(architecture):
             assert (a.grad - b.grad).norm() <= 0.02 * b.grad.norm() + 1e-5, name
     for (name, a), b in zip(ours.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_the_kernel_stands_in_compiled_code():
+    config = ModelConfig(architecture="resnet9", normalization="batch", width=16)
+    eager = build_expert(config, 16, 3, 10, [0.5] * 3, [0.2] * 3, 0).train()
+    compiled = copy.deepcopy(eager)
+    image_NCHW = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    eager(image_NCHW).square().sum().backward()
+    torch.compile(lambda image_NCHW: compiled(image_NCHW).square().sum(), fullgraph=True)(image_NCHW).backward()
+    for (name, a), b in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        assert a.grad is None or (a.grad - b.grad).norm() <= 1e-3 * a.grad.norm() + 1e-6, name
+    for (name, a), b in zip(eager.named_buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)

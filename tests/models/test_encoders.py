@@ -134,7 +134,7 @@ def test_resnet9_fits_or_refuses(image_size, width):
 
 def test_resnet9_is_a_chain_of_eight_convolutions_of_which_two_pairs_are_residual():
     encoder = build_encoder(ModelConfig(architecture="resnet9", width=4), 16, 3).eval()
-    layers = [tuple(block) for block in (m for m in encoder.modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.Conv2d))]
+    layers = [tuple(m) for m in encoder.modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.Conv2d)]
     assert [conv.out_channels for conv, _ in layers] == [4, 8, 8, 8, 16, 32, 32, 32]
     image_NCHW = torch.randn(2, 3, 16, 16)
 

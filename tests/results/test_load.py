@@ -2,11 +2,13 @@
 
 import time
 import warnings
+from copy import deepcopy
 
 import pytest
 from synthetic_rows import BASE, row, settings_with, write
 
 from ray_ltdd import InputError
+from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.results.aggregate import aggregate
 from ray_ltdd.results.load import load_results, recipe, setting
 
@@ -45,6 +47,21 @@ def test_stores_and_hidden_folders_are_not_searched(tmp_path):
         for part in ("locks", "checkpoints"):
             (tmp_path / name / part).mkdir()
     assert load_results(tmp_path)["number"].tolist() == [0]
+
+
+def test_rows_of_before_there_was_a_choice_have_the_same_recipe(tmp_path):
+    expert = {"model": {"architecture": "resnet9"}}
+    matched = {"taught_by": "observer", "function_matching": {}}
+    now = ExperimentConfig.model_validate({"data": {"dataset": "cifar10_lt"}, "more_teachers": [expert, matched]}).model_dump(mode="json")
+    before = deepcopy(now)
+    experts = [before["observer"], before["teacher"], *before["more_teachers"]]
+    for place in (before["experts"], before["relabel"]["views"], *(e["training"] for e in experts), experts[-1]["function_matching"]["views"]):
+        del place["hue"], place["saturation"]
+        place.pop("min_scale" if "epochs" in place else "", None)
+    methods = ("distilled", "observer", "teacher")
+    write(tmp_path, *(row(method, settings=settings) for settings in (now, before) for method in methods))
+    recipes = load_results(tmp_path)["recipe"].tolist()
+    assert recipes[:3] == recipes[3:] and len(set(recipes)) == 3
 
 
 @pytest.mark.parametrize("cut", [0, 100, -20])

@@ -64,6 +64,8 @@ def test_a_study_loads_and_every_point_is_a_valid_experiment(path):
         assert trial.data.dataset == known.name and trial.evaluate.part == "validation" and trial.evaluate.seeds == 1
         assert benchmark == "digits" or trial.distill.images_per_class in known.images_per_class
         assert max(sweep.config.pruner.evaluation_epochs) < trial.evaluate.epochs < base.evaluate.epochs, "trials have the smaller budget"
+        # every trial has images of its own: stored labels would be made for epochs that no student sees, and fill the disk
+        assert trial.relabel.labels == "online" or trial.relabel.stored_epochs <= trial.evaluate.epochs
         assert study == "quick" or cell.final().evaluate.epochs == base.evaluate.epochs
         assert check_space(cell.space, cell.trial_values, "x") == []
         for _ in range(20):
