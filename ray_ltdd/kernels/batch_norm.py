@@ -42,13 +42,6 @@ def _pixels(map_NCHW: torch.Tensor) -> tuple[int, int, ctypes.c_int]:
     return map_NCHW.numel() // channels, channels, ctypes.c_int(torch.get_num_threads())
 
 
-@torch.library.register_fake("ray_ltdd::batch_norm", lib=LIBRARY)
-def _(
-    map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, epsilon: float, relu: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.empty_like(map_NCHW, memory_format=torch.channels_last), torch.empty_like(scale_C), torch.empty_like(scale_C)
-
-
 @operator(
     "batch_norm_gradient(Tensor map, Tensor scale, Tensor shift, Tensor mean, Tensor var, float epsilon, bool relu, Tensor gradient)"
     " -> (Tensor, Tensor, Tensor)"
@@ -79,16 +72,8 @@ def _batch_norm_gradient(
 
 
 @torch.library.register_fake("ray_ltdd::batch_norm_gradient", lib=LIBRARY)
-def _(
-    map_NCHW: torch.Tensor,
-    scale_C: torch.Tensor,
-    shift_C: torch.Tensor,
-    mean_C: torch.Tensor,
-    var_C: torch.Tensor,
-    epsilon: float,
-    relu: bool,
-    gradient_NCHW: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@torch.library.register_fake("ray_ltdd::batch_norm", lib=LIBRARY)
+def _(map_NCHW: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.empty_like(map_NCHW, memory_format=torch.channels_last), torch.empty_like(scale_C), torch.empty_like(shift_C)
 
 
