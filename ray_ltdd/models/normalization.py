@@ -45,7 +45,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the normalised map, [N, C, H, W] like `input`."""
-        return self._trained(input, relu=False) if self.kernel_serves(input) else super().forward(input)
+        return self.trained(input, relu=False) if self.kernel_serves(input) else super().forward(input)
 
     def kernel_serves(self, input: torch.Tensor) -> bool:
         """Whether our kernel normalises `input`: in training, channels in blocks, more than a value a channel, nothing that torch would refuse."""
@@ -53,11 +53,8 @@ class BatchNorm(nn.BatchNorm2d):
             return False
         return input.numel() > self.num_features and serving.suit(input, smallest=1)
 
-    def with_relu(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the normalised map after a ReLU; only where the kernel serves."""
-        return self._trained(input, relu=True)
-
-    def _trained(self, input: torch.Tensor, relu: bool) -> torch.Tensor:
+    def trained(self, input: torch.Tensor, relu: bool) -> torch.Tensor:
+        """Return the map normalised by its own moments, with a ReLU or without, and count them in; only where the kernel serves."""
         out, mean_C, var_C = batch_norm(input, self.weight, self.bias, self.eps, relu)
         n_values = input.numel() // self.num_features
         # running estimates that nobody asked to do without
@@ -73,7 +70,7 @@ def norm_relu(norm: nn.Module, map_NCHW: torch.Tensor) -> torch.Tensor:
     """Return the ReLU of what a layer of `build_normalization` makes of a map, [N, C, H, W]; in one where our kernels can and nobody watches it."""
     watched = norm._forward_pre_hooks or norm._forward_hooks
     if isinstance(norm, BatchNorm) and not watched and norm.kernel_serves(map_NCHW):
-        return norm.with_relu(map_NCHW)
+        return norm.trained(map_NCHW, relu=True)
     return F.relu(norm(map_NCHW))
 
 
