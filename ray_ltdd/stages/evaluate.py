@@ -11,7 +11,7 @@ Legend: N images, B batch, K classes, S batches of an epoch.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from ray_ltdd.models.ema import ExponentialAverage
 from ray_ltdd.seeding import generator, seed_dropout
 from ray_ltdd.settings import Settings
 from ray_ltdd.stages.optimize import (
+    LinearStep,
     Optimizers,
     cosine_with_warmup,
     halved,
@@ -34,6 +35,7 @@ from ray_ltdd.stages.optimize import (
     set_rate,
     training_state,
     training_step,
+    unused_linear_step,
 )
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.replay import Replayed
@@ -76,11 +78,16 @@ class Recipe(Settings):
         (), description="shares of the training after which the rate is halved; empty: it follows a cosine to zero"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD and of Muon, which 0.95 served; AdamW ignores it")
+    linear_step: LinearStep = 0.0
     weight_decay: float = Field(0.01, ge=0, description="decoupled for AdamW and Muon, L2 for SGD")
     warmup_share: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly; without halve_at")
     soft_weight: float = Field(1.0, ge=0, description="k2, weight of the squared error to the teacher's logits, summed over classes")
     hard_weight: float = Field(0.025, ge=0, description="k1, weight of the cross-entropy with one-hot labels")
     ema_decay: float | None = Field(0.99, gt=0, lt=1, description="moving average of weights and buffers, which is what is tested; empty: none")
+
+    def outcome(self) -> dict[str, Any]:
+        """The settings the network's weights depend on, as plain data."""
+        return self.model_dump(mode="json", exclude=unused_linear_step(self.optimizer, self.linear_step))
 
 
 class StudentConfig(Recipe):
@@ -173,7 +180,9 @@ def train_student(
     Raises:
         InputError: the loss became NaN or infinite.
     """
-    optimizer = make_optimizer(config.optimizer, student, config.learning_rate, config.weight_decay, config.momentum, nesterov=True)
+    optimizer = make_optimizer(
+        config.optimizer, student, config.learning_rate, config.weight_decay, config.momentum, nesterov=True, linear_step=config.linear_step
+    )
     average = ExponentialAverage(student, config.ema_decay) if config.ema_decay else None
     per_epoch, batch = epoch_shape(views_config, len(bank))
     flops = 3 * n_steps * batch * forward_flops(student, bank.channels, bank.image_size)

@@ -28,7 +28,17 @@ from ray_ltdd.settings import Settings
 from ray_ltdd.stages.colours import Hue, Saturation, draw_colours, recoloured, unchanged_colours
 from ray_ltdd.stages.epoch_rows import EpochRows
 from ray_ltdd.stages.expert_losses import debiased_share, imitation_loss, inverse_frequency_weights, mixed_cross_entropy, robust_loss
-from ray_ltdd.stages.optimize import Optimizers, cosine_with_warmup, load_training_state, make_optimizer, set_rate, training_state, training_step
+from ray_ltdd.stages.optimize import (
+    LinearStep,
+    Optimizers,
+    cosine_with_warmup,
+    load_training_state,
+    make_optimizer,
+    set_rate,
+    training_state,
+    training_step,
+    unused_linear_step,
+)
 from ray_ltdd.stages.progress import Advance, silent
 from ray_ltdd.stages.ranks import SOLO, Ranks
 from ray_ltdd.stages.replay import Replayed
@@ -53,6 +63,7 @@ class ExpertTraining(Settings):
     learning_rate: float = Field(0.05, gt=0, description="peak learning rate; about 0.002 with AdamW and Muon")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD and of Muon, which 0.95 served; AdamW ignores it")
     nesterov: bool = Field(True, description="Nesterov's form of the momentum")
+    linear_step: LinearStep = 0.0
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of SGD, decoupled for AdamW and Muon")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly; a cosine to zero follows")
     debias: bool = Field(
@@ -94,6 +105,7 @@ class ExpertTraining(Settings):
         They go unnamed in what identifies an expert, so that those trained before there was a choice are still found.
         """
         idle = {"accuracy_floor"} | unchanged_colours(self) | ({"min_scale"} if self.min_scale == 1 else {"crop_padding"})
+        idle |= unused_linear_step(self.optimizer, self.linear_step)
         return idle | {"sgd": {"optimizer"}, "adamw": {"momentum", "nesterov"}, "muon": set()}[self.optimizer]
 
 
@@ -157,7 +169,9 @@ def train_expert(
     backend = backend.suited_to(expert)
     n_steps = max(len(bank) // config.batch_size, 1)
     n_all = config.epochs * n_steps
-    optimizer = make_optimizer(config.optimizer, expert, config.learning_rate, config.weight_decay, config.momentum, config.nesterov)
+    optimizer = make_optimizer(
+        config.optimizer, expert, config.learning_rate, config.weight_decay, config.momentum, config.nesterov, config.linear_step
+    )
     average = ExponentialAverage(expert, config.ema_decay) if config.ema_decay else None
     weight_K = inverse_frequency_weights(count_K, config.class_weight_exponent).to(backend.device)
     adjustment_K = (config.logit_adjustment * (count_K.double() / count_K.sum()).log()).float().to(backend.device)

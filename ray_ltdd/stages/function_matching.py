@@ -40,7 +40,7 @@ class FunctionMatching(Recipe):
 
     def outcome(self) -> dict[str, Any]:
         """The settings the teacher's weights depend on, as plain data."""
-        return self.model_dump(mode="json", exclude={"views"}) | {"views": self.views.outcome()}
+        return super().outcome() | {"views": self.views.outcome()}
 
 
 def match_function(

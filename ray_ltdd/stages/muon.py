@@ -1,8 +1,11 @@
-"""Muon: descent along the orthogonalised momentum of each convolution's weights, AdamW for all else.
+"""Muon: descent along the orthogonalised momentum of each weight that is a matrix, AdamW for all else.
 
 With W [out, in * height * width] a convolution's weight as a matrix, G its gradient, mu the momentum, eta the rate, w the weight decay:
 
     V <- mu V + G,    U = G + mu V (Nesterov) or V,    W <- (1 - eta w) W - eta 0.2 sqrt(max(out, in * height * width)) O(U)
+
+A linear layer's weight [out, in] takes such steps times `linear_step`, if that is above 0; then the first convolution's takes them, too. A head of
+100 classes, whose features are far from equally strong, otherwise lags behind what feeds it for thousands of steps.
 
 O(U) has U's singular vectors and singular values near 1: five steps X <- a X + (b A + c A^2) X, A = X X^T, from X = U / |U|_F. The factor gives
 the step the size it has with AdamW, so that one rate serves both kinds of parameters. Students, which are short of steps, learn more from each.
@@ -22,13 +25,13 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c as published by Keller Jordan: chosen for the steepest rise of small singular values, which end between about 0.7 and 1.2."""
 
 FEWEST_CHANNELS = 16
-"""Input channels from which a convolution's weight is taken as a matrix: the first layer's filters, and those of a grouped one, see too few."""
+"""Input channels from which a convolution's weight is taken as a matrix where linear layers' are not: the first layer's filters see fewer."""
 
 _TINY = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for convolutions of 16 input channels or more, AdamW (betas 0.9 and 0.999) for first layers, linear layers, norms and biases.
+    """Muon for convolutions of 16 input channels or more, AdamW (betas 0.9 and 0.999) for norms, biases and, without a `linear_step`, the rest.
 
     Args:
         module: whose parameters are trained.
@@ -36,22 +39,30 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled, of both.
         momentum: mu; Muon's alone.
         nesterov: see U above.
+        linear_step: Muon's steps of linear layers, as a multiple; 0: AdamW takes linear layers and first convolutions.
     """
 
-    def __init__(self, module: torch.nn.Module, lr: float | torch.Tensor, weight_decay: float, momentum: float, nesterov: bool) -> None:
+    def __init__(
+        self, module: torch.nn.Module, lr: float | torch.Tensor, weight_decay: float, momentum: float, nesterov: bool, linear_step: float = 0.0
+    ) -> None:
         on_gpu = next(module.parameters()).is_cuda
         # the last two tell the base class, which restores states, where AdamW's step numbers belong
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "fused": True, "capturable": on_gpu}
         super().__init__(module.parameters(), settings)
+        self.linear_step = linear_step
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """Change every parameter that has a gradient by one step."""
         for group in self.param_groups:
             given = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in filter(is_matrix, given):
+            for parameter in filter(self.takes, given):
                 self._descend(parameter, group)
-            self._adamw([parameter for parameter in given if not is_matrix(parameter)], group)
+            self._adamw([parameter for parameter in given if not self.takes(parameter)], group)
+
+    def takes(self, parameter: torch.Tensor) -> bool:
+        """Whether a parameter takes orthogonal steps."""
+        return parameter.ndim >= 2 if self.linear_step else parameter.ndim == 4 and parameter.shape[1] >= FEWEST_CHANNELS
 
     def _descend(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
         rate, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
@@ -61,12 +72,11 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
         velocity = state["momentum_buffer"].mul_(momentum).add_(weight.grad)
         direction = weight.grad.add(velocity, alpha=momentum) if group["nesterov"] else velocity
-        # the order in which a channels-last weight lies in memory: no copy
-        rows = direction.permute(0, 2, 3, 1).flatten(1)
-        orthogonal = orthogonalized(rows)
-        scale = 0.2 * math.sqrt(max(rows.shape))
-        n, c, *kernel = weight.shape
-        weight.mul_(1 - rate * decay).sub_(orthogonal.view(n, *kernel, c).permute(0, 3, 1, 2) * (rate * scale))
+        # with channels last, as a convolution's weight lies in memory: no copy
+        last = direction.movedim(1, -1)
+        rows = last.flatten(1)
+        scale = 0.2 * math.sqrt(max(rows.shape)) * (self.linear_step if weight.ndim == 2 else 1)
+        weight.mul_(1 - rate * decay).sub_(orthogonalized(rows).view_as(last).movedim(-1, 1) * (rate * scale))
 
     def _adamw(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -92,11 +102,6 @@ class Muon(torch.optim.Optimizer):
             eps=1e-8,
             maximize=False,
         )
-
-
-def is_matrix(parameter: torch.Tensor) -> bool:
-    """Whether Muon takes it: the weight of a convolution of 16 input channels or more."""
-    return parameter.ndim == 4 and parameter.shape[1] >= FEWEST_CHANNELS
 
 
 def orthogonalized(direction_RC: torch.Tensor) -> torch.Tensor:

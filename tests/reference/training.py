@@ -85,12 +85,15 @@ class Adam:
 
 
 class Muon:
-    """Muon as published, with the step size of AdamW, for convolutions of 16 input channels or more; Adam for the rest."""
+    """Muon as published, with the step size of AdamW, for convolutions of 16 input channels or more, or with `linear_step` for everything of two
+    dimensions or more; Adam for the rest."""
 
-    def __init__(self, parameters, momentum, weight_decay, nesterov=True):
+    def __init__(self, parameters, momentum, weight_decay, nesterov=True, linear_step=0.0):
         parameters = list(parameters)
-        self.matrices = [p for p in parameters if p.ndim == 4 and p.shape[1] >= 16]
-        self.rest = Adam([p for p in parameters if not (p.ndim == 4 and p.shape[1] >= 16)], (0.9, 0.999), weight_decay)
+        is_matrix = [p.ndim >= 2 if linear_step else p.ndim == 4 and p.shape[1] >= 16 for p in parameters]
+        self.matrices = [p for p, taken in zip(parameters, is_matrix, strict=True) if taken]
+        self.rest = Adam([p for p, taken in zip(parameters, is_matrix, strict=True) if not taken], (0.9, 0.999), weight_decay)
+        self.linear_step = linear_step
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.velocity = [torch.zeros_like(p) for p in self.matrices]
 
@@ -102,10 +105,11 @@ class Muon:
             velocity += parameter.grad
             direction = parameter.grad + self.momentum * velocity if self.nesterov else velocity
             left, value, right = torch.linalg.svd(direction.flatten(1), full_matrices=False)
-            value = value / value.norm()
+            value = value / value.norm().clamp(min=1e-30)  # the debiased head has no gradient at the first step, where alpha is 0
             for _ in range(5):
                 value = 3.4445 * value - 4.7750 * value**3 + 2.0315 * value**5
             step = (left * value) @ right
             parameter -= rate * self.weight_decay * parameter
-            parameter -= rate * 0.2 * max(step.shape) ** 0.5 * step.view_as(parameter)
+            multiple = self.linear_step if parameter.ndim == 2 else 1
+            parameter -= multiple * rate * 0.2 * max(step.shape) ** 0.5 * step.view_as(parameter)
             parameter.grad = None

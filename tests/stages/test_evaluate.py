@@ -80,7 +80,7 @@ def train(path, student=None, soft=None, config=CONFIG, n_steps=N_STEPS, n_view_
 @pytest.mark.parametrize("ema_decay", [None, 0.8])
 def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
     """The last step counts; the average holds parameters and buffers (pitfall 31); the cosine does not jump (32)."""
-    config = CONFIG.model_copy(update={"optimizer": optimizer, "ema_decay": ema_decay, "learning_rate": 1e-3})
+    config = CONFIG.model_copy(update={"optimizer": optimizer, "ema_decay": ema_decay, "learning_rate": 1e-3, "linear_step": 2.0})
     # a bias before a batch norm has no gradient but rounding errors, which Adam blows up to whole steps in float32
     trained = train(tmp_path / "c", fresh().double(), labels_online(teacher()), config)
     twin = fresh().double().train()
@@ -89,7 +89,7 @@ def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
     recipe = {
         "adamw": lambda: reference.Adam(twin.parameters(), (0.9, 0.999), 0.1),
         "sgd": lambda: reference.Sgd(twin.parameters(), 0.9, 0.1),
-        "muon": lambda: reference.Muon(twin.parameters(), 0.9, 0.1),
+        "muon": lambda: reference.Muon(twin.parameters(), 0.9, 0.1, linear_step=2.0),
     }[optimizer]()
     for t in range(N_STEPS):
         epoch, step = divmod(t, 3)

@@ -84,10 +84,10 @@ def test_the_loss_is_equation_7(alpha):
     assert loss.item() == pytest.approx(by_hand, rel=1e-5)
 
 
-@pytest.mark.parametrize(("debias", "optimizer", "rate"), [(True, "sgd", 0.05), (False, "sgd", 0.05), (True, "adamw", 2e-3)])
+@pytest.mark.parametrize(("debias", "optimizer", "rate"), [(True, "sgd", 0.05), (False, "sgd", 0.05), (True, "adamw", 2e-3), (True, "muon", 2e-3)])
 def test_training_is_its_steps_written_out(tmp_path, debias, optimizer, rate):
     """alpha advances with every step, the rate follows the cosine, views come from (seed, epoch), the last weights are returned."""
-    chosen = {"epochs": 2, "debias": debias, "optimizer": optimizer, "learning_rate": rate}
+    chosen = {"epochs": 2, "debias": debias, "optimizer": optimizer, "learning_rate": rate, "linear_step": 2.0}
     config = ExpertTraining(**TINY, warmup_share=0.0, weight_decay=0.01, logit_adjustment=0.3).model_copy(update=chosen)
     # a bias before a batch norm has no gradient but rounding errors, which Adam blows up to whole steps
     normalization = "batch" if optimizer == "sgd" else "group"
@@ -96,7 +96,11 @@ def test_training_is_its_steps_written_out(tmp_path, debias, optimizer, rate):
     n_steps = len(BANK) // 32
     weight_K = torch.tensor(reference_losses.class_weights(COUNT_K.tolist(), config.class_weight_exponent)).float()
     adjustment_K = (0.3 * (COUNT_K.double() / COUNT_K.sum()).log()).float()
-    by_hand = reference.Sgd(twin.parameters(), 0.9, 0.01) if optimizer == "sgd" else reference.Adam(twin.parameters(), (0.9, 0.999), 0.01)
+    by_hand = {
+        "sgd": lambda: reference.Sgd(twin.parameters(), 0.9, 0.01),
+        "adamw": lambda: reference.Adam(twin.parameters(), (0.9, 0.999), 0.01),
+        "muon": lambda: reference.Muon(twin.parameters(), 0.9, 0.01, linear_step=2.0),
+    }[optimizer]()
     for epoch in range(2):
         draws, rng = draw_epoch(config, BANK.label_N, COUNT_K, n_steps, 7, epoch), generator("cpu", 7, "expert-views", epoch)
         for step in range(n_steps):
@@ -118,6 +122,7 @@ def test_training_is_its_steps_written_out(tmp_path, debias, optimizer, rate):
         ("instance", {"gradient_clip": 0.5, "warmup_share": 0.4}),
         ("instance", {"optimizer": "adamw", "learning_rate": 2e-3, "ema_decay": 0.9}),
         ("instance", {"optimizer": "muon", "learning_rate": 2e-3, "nesterov": False}),
+        ("instance", {"optimizer": "muon", "learning_rate": 2e-3, "linear_step": 3.0}),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ from reference.training import Muon as ByHand
 from ray_ltdd.artifacts import CheckpointSlot
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_student
-from ray_ltdd.stages.muon import Muon, is_matrix, orthogonalized
+from ray_ltdd.stages.muon import Muon, orthogonalized
 from ray_ltdd.stages.optimize import load_training_state, make_optimizer, set_rate, training_state
 
 N_STEPS = 6
@@ -48,25 +48,31 @@ def with_a_tall_matrix():
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("linear_step", [0.0, 3.0])
 @pytest.mark.parametrize("fresh", [partial(network, width=24, depth=2), with_a_tall_matrix], ids=["wide", "tall"])
-def test_steps_are_the_equation_written_out(nesterov, channels_last, fresh):
+def test_steps_are_the_equation_written_out(nesterov, channels_last, linear_step, fresh):
     model = fresh().double()
     twin = copy.deepcopy(model)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    take_steps(model, stepping(Muon(model, 1.0, 0.1, 0.95, nesterov)))
-    take_steps(twin, ByHand(twin.parameters(), 0.95, 0.1, nesterov).step)
+    take_steps(model, stepping(Muon(model, 1.0, 0.1, 0.95, nesterov, linear_step)))
+    take_steps(twin, ByHand(twin.parameters(), 0.95, 0.1, nesterov, linear_step).step)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, twin.state_dict()[name], rtol=1e-5, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert set(changed) == {name for name, _ in model.named_parameters()}
 
 
-def test_convolutions_after_the_first_are_its_matrices():
-    chosen = [name for name, parameter in network("vgg11").named_parameters() if is_matrix(parameter)]
-    assert len(chosen) == 7 and all("encoder" in name and name.endswith("weight") for name in chosen)
-    assert sum(is_matrix(parameter) for parameter in network(width=24, depth=3).parameters()) == 2
+@pytest.mark.parametrize(("linear_step", "more"), [(0.0, 0), (0.5, 2)])
+def test_convolutions_after_the_first_are_its_matrices_or_all_of_them_and_linear_layers(linear_step, more):
+    def chosen(model):
+        optimizer = Muon(model, 0.1, 0.0, 0.9, True, linear_step)
+        return [name for name, parameter in model.named_parameters() if optimizer.takes(parameter)]
+
+    names = chosen(network("vgg11"))
+    assert len(names) == 7 + more and all(name.endswith("weight") for name in names) and ("head.weight" in names) == bool(more)
+    assert len(chosen(network(width=24, depth=3))) == 2 + more
 
 
 @settings(deadline=None, max_examples=30)
@@ -100,10 +106,11 @@ def test_no_gradient_is_no_step():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_interrupted_training_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("linear_step", [0.0, 3.0])
+def test_interrupted_training_ends_with_the_same_bytes(tmp_path, linear_step):
     def fresh(seed):
         model = build_student(ModelConfig(width=24, depth=2), 8, 3, 5, [0.4] * 3, [0.3] * 3, seed).to(memory_format=torch.channels_last)
-        return model, make_optimizer("muon", model, 1.0, 0.1, 0.95, True)
+        return model, make_optimizer("muon", model, 1.0, 0.1, 0.95, True, linear_step)
 
     model, optimizer = fresh(0)
     take_steps(model, stepping(optimizer))

@@ -109,6 +109,8 @@ def test_an_experts_key_names_the_settings_its_optimiser_knows(tmp_path):
     muon, named = digest("optimizer=muon")
     assert len({sgd, adamw, muon}) == 3 and {"optimizer", "momentum", "nesterov"} <= named
     assert digest("optimizer=muon", "momentum=0.8")[0] != muon
+    assert "linear_step" not in named and digest("optimizer=muon", "linear_step=3")[0] != muon
+    assert digest("optimizer=adamw", "linear_step=3")[0] == adamw
 
 
 def test_a_taught_expert_is_planned_anew_with_every_observer(tmp_path):
