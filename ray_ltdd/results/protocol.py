@@ -153,10 +153,14 @@ def _recovery(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
 
 def _training(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
     optimizer = _get(settings, "evaluate.optimizer", authors.optimizer)
+    everywhere = optimizer == "muon" and _get(settings, "evaluate.linear_step", 0.0) > 0
     rate = _get(settings, "evaluate.learning_rate", authors.learning_rate)
     batch = _get(settings, "relabel.views.batch_size", authors.batch_size)
     pairs = [
-        (f"{_OPTIMIZERS.get(optimizer, optimizer)} at {rate:g}", f"{_OPTIMIZERS[authors.optimizer]} at {authors.learning_rate:g}"),
+        (
+            f"{_OPTIMIZERS.get(optimizer, optimizer)}{' in all layers' if everywhere else ''} at {rate:g}",
+            f"{_OPTIMIZERS[authors.optimizer]} at {authors.learning_rate:g}",
+        ),
         (_OUR_SCHEDULE, authors.schedule or _OUR_SCHEDULE),
         (f"batches of {batch}", f"batches of {authors.batch_size}"),
     ]

@@ -190,7 +190,7 @@ class _Asked:
             upstream = [*distilled, *(taught if asks else [])] if own else [self._split]
             how = [config.relabel.outcome()] if own else [config.relabel.views, self._n_images]
             for number in range(config.evaluate.seeds):
-                which = (config.evaluate.student().outcome(), config.evaluate.part, source, number, *how)
+                which = (config.evaluate.outcome(), config.evaluate.part, source, number, *how)
                 runs.append(self._run("students", work, 1, upstream, *which, networks=networks))
         return runs
 

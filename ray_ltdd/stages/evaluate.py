@@ -71,7 +71,8 @@ class Recipe(Settings):
 
     epochs: int = Field(1000, ge=1, description="passes over the distilled images; baselines train for the same number of steps")
     optimizer: Optimizers = Field(
-        "adamw", description="AdamW, SGD with Nesterov momentum, or Muon (orthogonal steps of convolutions' weights, AdamW for the rest)"
+        "adamw",
+        description="AdamW, SGD with Nesterov momentum, or Muon (orthogonal steps of convolutions' weights, see linear_step; AdamW for the rest)",
     )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     halve_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -110,6 +111,10 @@ class EvaluateConfig(StudentConfig):
         ("random", "whole"),
         description="also train students on as many random real images, on the whole long-tailed set (one-hot labels, same steps)",
     )
+
+    def outcome(self) -> dict[str, Any]:
+        """The settings a student's weights depend on, as plain data."""
+        return self.student().outcome()
 
     def student(self) -> StudentConfig:
         """The part one student depends on."""

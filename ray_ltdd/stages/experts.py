@@ -58,7 +58,7 @@ class ExpertTraining(Settings):
         "teaches learns far more from 16 than from 64 in a few epochs",
     )
     optimizer: Optimizers = Field(
-        "sgd", description="SGD with momentum, AdamW, or Muon (orthogonal steps of convolutions' weights, AdamW for the rest)"
+        "sgd", description="SGD with momentum, AdamW, or Muon (orthogonal steps of convolutions' weights, see linear_step; AdamW for the rest)"
     )
     learning_rate: float = Field(0.05, gt=0, description="peak learning rate; about 0.002 with AdamW and Muon")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD and of Muon, which 0.95 served; AdamW ignores it")

@@ -1,11 +1,15 @@
-"""Muon: descent along the orthogonalised momentum of each weight that is a matrix, AdamW for all else.
+"""Muon: descent along the orthogonalised momentum of convolutions' and, if wanted, linear layers' weights, AdamW for all else.
 
 With W [out, in * height * width] a convolution's weight as a matrix, G its gradient, mu the momentum, eta the rate, w the weight decay:
 
     V <- mu V + G,    U = G + mu V (Nesterov) or V,    W <- (1 - eta w) W - eta 0.2 sqrt(max(out, in * height * width)) O(U)
 
-A linear layer's weight [out, in] takes such steps times `linear_step`, if that is above 0; then the first convolution's takes them, too. A head of
-100 classes, whose features are far from equally strong, otherwise lags behind what feeds it for thousands of steps.
+A linear layer's weight [out, in] takes such steps where `linear_step` is above 0:
+
+    W <- (1 - eta w) W - linear_step eta 0.2 sqrt(max(out, in)) O(U)
+
+and convolutions of few input channels, the first above all, those of the others. A head of 100 classes, whose features are far from equally strong,
+otherwise lags behind what feeds it for thousands of steps.
 
 O(U) has U's singular vectors and singular values near 1: five steps X <- a X + (b A + c A^2) X, A = X X^T, from X = U / |U|_F. The factor gives
 the step the size it has with AdamW, so that one rate serves both kinds of parameters. Students, which are short of steps, learn more from each.
@@ -25,13 +29,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c as published by Keller Jordan: chosen for the steepest rise of small singular values, which end between about 0.7 and 1.2."""
 
 FEWEST_CHANNELS = 16
-"""Input channels from which a convolution's weight is taken as a matrix where linear layers' are not: the first layer's filters see fewer."""
+"""Input channels of a group from which a convolution's weight is taken as a matrix where linear layers' are not: the first layer's filters see fewer.
+Of a grouped convolution always: one matrix would mix filters that have no input in common."""
 
 _TINY = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for convolutions of 16 input channels or more, AdamW (betas 0.9 and 0.999) for norms, biases and, without a `linear_step`, the rest.
+    """Muon for the weights that `is_matrix` names, AdamW (betas 0.9 and 0.999) for all other parameters.
 
     Args:
         module: whose parameters are trained.
@@ -39,17 +44,17 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled, of both.
         momentum: mu; Muon's alone.
         nesterov: see U above.
-        linear_step: Muon's steps of linear layers, as a multiple; 0: AdamW takes linear layers and first convolutions.
+        linear_step: of linear layers, see above; 0: AdamW takes them and first convolutions.
     """
 
     def __init__(
         self, module: torch.nn.Module, lr: float | torch.Tensor, weight_decay: float, momentum: float, nesterov: bool, linear_step: float = 0.0
     ) -> None:
         on_gpu = next(module.parameters()).is_cuda
-        # the last two tell the base class, which restores states, where AdamW's step numbers belong
-        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "fused": True, "capturable": on_gpu}
-        super().__init__(module.parameters(), settings)
-        self.linear_step = linear_step
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "linear_step": linear_step}
+        # these two tell the base class, which restores states, where AdamW's step numbers belong
+        super().__init__(module.parameters(), settings | {"fused": True, "capturable": on_gpu})
+        self._matrices = {id(layer.weight) for layer in module.modules() if is_matrix(layer, linear_step)}
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -62,7 +67,7 @@ class Muon(torch.optim.Optimizer):
 
     def takes(self, parameter: torch.Tensor) -> bool:
         """Whether a parameter takes orthogonal steps."""
-        return parameter.ndim >= 2 if self.linear_step else parameter.ndim == 4 and parameter.shape[1] >= FEWEST_CHANNELS
+        return id(parameter) in self._matrices
 
     def _descend(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
         rate, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
@@ -75,7 +80,7 @@ class Muon(torch.optim.Optimizer):
         # with channels last, as a convolution's weight lies in memory: no copy
         last = direction.movedim(1, -1)
         rows = last.flatten(1)
-        scale = 0.2 * math.sqrt(max(rows.shape)) * (self.linear_step if weight.ndim == 2 else 1)
+        scale = 0.2 * math.sqrt(max(rows.shape)) * (group["linear_step"] if weight.ndim == 2 else 1)
         weight.mul_(1 - rate * decay).sub_(orthogonalized(rows).view_as(last).movedim(-1, 1) * (rate * scale))
 
     def _adamw(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
@@ -102,6 +107,14 @@ class Muon(torch.optim.Optimizer):
             eps=1e-8,
             maximize=False,
         )
+
+
+def is_matrix(layer: torch.nn.Module, linear_step: float) -> bool:
+    """Whether Muon takes a layer's weight: a convolution of 16 input channels or more; with a `linear_step` every other one without groups, too, and
+    linear layers."""
+    if isinstance(layer, torch.nn.Linear):
+        return linear_step > 0
+    return isinstance(layer, torch.nn.Conv2d) and (layer.weight.shape[1] >= FEWEST_CHANNELS or (linear_step > 0 and layer.groups == 1))
 
 
 def orthogonalized(direction_RC: torch.Tensor) -> torch.Tensor:

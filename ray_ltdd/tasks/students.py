@@ -116,7 +116,7 @@ def student_task(
     ipc = config.distill.images_per_class
     upstream = {"split": bench.split.fingerprint, "data": bench.prepared.fingerprint}
     settings: dict[str, Any] = {
-        "student": config.evaluate.student().outcome(),
+        "student": config.evaluate.outcome(),
         "part": config.evaluate.part,
         "source": source,
         "number": number,

@@ -140,6 +140,11 @@ def test_validation_accuracies_are_no_results(tmp_path):
             "students with cosine rate, batches of 50 (paper: rate halved after epochs 800, 900 and 950, batches of 25)",
         ),
         (
+            {"evaluate__optimizer": "muon", "evaluate__linear_step": 3.0},
+            {},
+            "students with Muon in all layers at 0.001, cosine rate (paper: AdamW at 0.001, rate halved after epochs 800, 900 and 950)",
+        ),
+        (
             {"evaluate__optimizer": "muon"},
             {},
             "students with Muon at 0.001, cosine rate (paper: AdamW at 0.001, rate halved after epochs 800, 900 and 950)",

@@ -43,7 +43,7 @@ def experiment(folder, **changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Six experiments that share different parts, run into one store; returns (their settings, the store, the data's root)."""
+    """Experiments that share different parts, run into one store; returns (their settings, the store, the data's root)."""
     folder = tmp_path_factory.mktemp("plan")
     plain = experiment(folder)
     experiments = [
@@ -56,6 +56,8 @@ def finished(tmp_path_factory):
         ),
         experiment(folder, select_crops={"method": "random", "crops_per_image": 2}, distill={"images_per_class": 2}, relabel={"labels": "one"}),
         experiment(folder, distill={"images_per_class": 2, "classes_per_unit": 4}),
+        # AdamW has no use for it: nothing new
+        experiment(folder, evaluate={"model": WIDTH, "epochs": 2, "seeds": 2, "baselines": ["random"], "linear_step": 3}),
         experiment(folder, teacher_seeds=2, more_teachers=[{"model": WIDTH, "member": 2}], relabel={"tau": 0.5}),
     ]
     for config in experiments:

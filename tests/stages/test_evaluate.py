@@ -20,6 +20,7 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_student
 from ray_ltdd.stages.evaluate import (
+    EvaluateConfig,
     SoftLabels,
     StudentConfig,
     TrainingPart,
@@ -31,6 +32,7 @@ from ray_ltdd.stages.evaluate import (
     student_loss,
     train_student,
 )
+from ray_ltdd.stages.function_matching import FunctionMatching
 from ray_ltdd.stages.relabel import RelabelConfig, label_images, label_views
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, n_batches
 
@@ -104,6 +106,19 @@ def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
     expected = (average if ema_decay else twin).state_dict()
     for name, tensor in trained.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("recipe", [StudentConfig, FunctionMatching])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_a_step_of_linear_layers_goes_unnamed_where_there_is_none(recipe, optimizer):
+    """Students and matched teachers of before there was a choice keep their keys."""
+    named = recipe(optimizer=optimizer).outcome()
+    assert set(recipe.model_fields) - set(named) == {"linear_step"}
+    assert recipe(optimizer=optimizer, linear_step=3.0).outcome() == named | ({"linear_step": 3.0} if optimizer == "muon" else {})
+
+
+def test_what_a_student_depends_on_leaves_out_who_else_is_trained_and_tested():
+    assert EvaluateConfig(seeds=7, baselines=(), part="validation").outcome() == StudentConfig().outcome()
 
 
 @pytest.mark.parametrize("is_soft", [True, False])

@@ -70,6 +70,10 @@ def test_convolutions_after_the_first_are_its_matrices_or_all_of_them_and_linear
         optimizer = Muon(model, 0.1, 0.0, 0.9, True, linear_step)
         return [name for name, parameter in model.named_parameters() if optimizer.takes(parameter)]
 
+    def grouped(n_in, groups):
+        return torch.nn.Sequential(torch.nn.Conv2d(n_in, 32, 3, groups=groups))
+
+    assert chosen(grouped(32, 2)) == ["0.weight"] and not chosen(grouped(16, 2))
     names = chosen(network("vgg11"))
     assert len(names) == 7 + more and all(name.endswith("weight") for name in names) and ("head.weight" in names) == bool(more)
     assert len(chosen(network(width=24, depth=3))) == 2 + more

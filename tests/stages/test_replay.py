@@ -54,15 +54,15 @@ def test_replayed_dropout_follows_the_seed_of_its_step():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("optimizer_kind", ["sgd", "adamw", "muon"])
-def test_a_training_of_replayed_steps_is_the_training(device, optimizer_kind):
+@pytest.mark.parametrize(("optimizer_kind", "linear_step"), [("sgd", 0.0), ("adamw", 0.0), ("muon", 0.0), ("muon", 3.0)])
+def test_a_training_of_replayed_steps_is_the_training(device, optimizer_kind, linear_step):
     start = build_student(ModelConfig(width=16, depth=2, normalization="batch"), 8, 1, 3, [0.4], [0.3], 0).to(device)
     label_N = torch.tensor([0, 1, 2, 0], device=device)
     batches = [torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(t)).to(device) for t in range(N_STEPS)]
 
     def train(wrap):
         model = copy.deepcopy(start).train()
-        optimizer = make_optimizer(optimizer_kind, model, 0.1, 0.01, 0.9, nesterov=True)
+        optimizer = make_optimizer(optimizer_kind, model, 0.1, 0.01, 0.9, nesterov=True, linear_step=linear_step)
         average = ExponentialAverage(model, 0.8)
 
         def loss_of(view, label):

@@ -47,16 +47,6 @@ def test_a_part_holds_the_accuracy_at_its_epoch_and_depends_on_nothing_else(tmp_
     assert two[0].record["top1"] != two[1].record["top1"] or not torch.equal(two[0].tensors("prediction")["prediction"], first["prediction"])
 
 
-def test_a_students_key_names_how_linear_layers_step_where_it_matters(tmp_path):
-    def first(*overrides):
-        return students(tmp_path, (), "evaluate.baselines=[]", *overrides)[1][0].digest
-
-    adamw = first()
-    assert first("evaluate.linear_step=3") == adamw
-    muon = first("evaluate.optimizer=muon")
-    assert len({adamw, muon, first("evaluate.optimizer=muon", "evaluate.linear_step=3")}) == 3
-
-
 def test_a_part_that_exists_is_not_computed_again(tmp_path):
     students(tmp_path, (3,))
     _, _, record = students(tmp_path, (3, 7))
