@@ -109,7 +109,7 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     for place in trainings:
         place.setdefault("min_scale", 1.0)
     matched = [expert["function_matching"] for expert in experts if expert.get("function_matching")]
-    for place in (*trainings, *matched, *filter(None, (settings.get("evaluate"),))):
+    for place in filter(None, (*trainings, *matched, settings.get("evaluate"))):
         place.setdefault("linear_step", 0.0)
     return settings
 

@@ -76,6 +76,7 @@ def test_convolutions_after_the_first_are_its_matrices_or_all_of_them_and_linear
     assert chosen(grouped(32, 2)) == ["0.weight"] and not chosen(grouped(16, 2))
     names = chosen(network("vgg11"))
     assert len(names) == 7 + more and all(name.endswith("weight") for name in names) and ("head.weight" in names) == bool(more)
+    assert all("encoder" in name for name in names if name != "head.weight")
     assert len(chosen(network(width=24, depth=3))) == 2 + more
 
 
