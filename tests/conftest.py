@@ -1,6 +1,8 @@
 """What all tests share: one torch thread, no compilation, small real data."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,15 @@ import pytest
 import torch
 
 LONGEST_FIRST = ("test_sweep", "test_failures", "test_ray_executor", "test_ray_failures", "test_end_to_end", "test_job_server", "test_data_parallel")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give matplotlib an empty configuration of this test run's own, which test processes and notebooks inherit."""
+    # the user's matplotlibrc is not ours to test, and the font list of the home folder can lack fonts: one written while an installation was being
+    # removed named only the system's, and every notebook with a formula then warned
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
