@@ -146,11 +146,7 @@ def open_run(
     folder = (folder or config.run_folder).absolute()
     store = ArtifactStore(config.output.store_path, config.output.checkpoint_seconds)
     with readable_os_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / SETTINGS).exists():
-            with atomic_file(folder / SETTINGS) as temporary:
-                output = config.output.model_copy(update={"store": str(store.root), "root": str(Path(config.output.root).absolute())})
-                write_yaml(config.model_copy(update={"output": output}), temporary)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     prepared = prepare(config, reporter)
     for place, changes in config.colour_changes():
         require_colours(changes, prepared.channels, place)
@@ -162,6 +158,13 @@ def open_run(
         config.split.seed,
     )
     split, _ = store.get_or_compute(split_key, lambda slot: split_payload(draw_split(config.split, prepared)))
+    # after all that refuses the settings: a run that never was leaves no folder
+    with readable_os_error(folder):
+        folder.mkdir(exist_ok=True)
+        if not (folder / SETTINGS).exists():
+            with atomic_file(folder / SETTINGS) as temporary:
+                output = config.output.model_copy(update={"store": str(store.root), "root": str(Path(config.output.root).absolute())})
+                write_yaml(config.model_copy(update={"output": output}), temporary)
     bench = WorkbenchSpec(prepared, split, config.compute).open()
     return Run(config, folder, bench, make_executor(RunParts(config, folder, bench, store, reporter)), dict(row_fields), reporter)
 

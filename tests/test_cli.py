@@ -178,6 +178,13 @@ def test_colours_of_grey_images_are_refused_before_anything_is_trained(call, dat
     assert not (tmp_path / "runs" / "store" / "experts").exists()
 
 
+@pytest.mark.parametrize("unusable", ["relabel.views.hue=0.1", "split.imbalance_factor=1000", "data.path=nowhere"])
+def test_a_run_that_is_refused_leaves_no_folder(call, data_root, tmp_path, unusable):
+    status, _, said = call("run", QUICKSTART, data_root, "output.root=runs", unusable)
+    assert status == 2 and "Traceback" not in said
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name != "store"] == []
+
+
 def test_a_damaged_run_is_one_sentence(call, opened):
     settings = (opened / "settings.yaml").read_text()
     for broken, sentence in ((settings + "a: [", "is not valid YAML"), (settings.replace("recover:", "recoverr:"), "did you mean 'recover'?")):
