@@ -145,6 +145,7 @@ def open_run(
     """
     folder = (folder or config.run_folder).absolute()
     store = ArtifactStore(config.output.store_path, config.output.checkpoint_seconds)
+    # a place that cannot be used is said before minutes go into decoding
     with readable_os_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     prepared = prepare(config, reporter)
