@@ -55,6 +55,10 @@ def distil(
 ) -> Distilled:
     """Run stages 1 to 5 up to the soft labels; `on_experts` is called with the observer and the teachers once they are trained."""
     check_layers(config.calibrate, config.recover.layer_weights, bench.blueprint(config.observer.model))
+    for model in (*(teacher.model for teacher in config.teachers), config.evaluate.model):
+        # a network that these images are too small for is refused before anything is trained
+        bench.blueprint(model)
+    bench.require(config.evaluate.part)
     units = work_units(bench.n_classes, config.distill.classes_per_unit)
     observer, *teachers = train_experts(config, bench, executor)
     if on_experts is not None:

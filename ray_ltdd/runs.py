@@ -1,6 +1,7 @@
 """A run: its folder, the pipeline over its settings, and everything it leaves for people to read.
 
 RUN/settings.yaml   all resolved settings
+RUN/data.json       which data it is of
 RUN/distilled/      the distilled dataset: Parquet, card
 RUN/gallery.png     initial, distilled and real images
 RUN/results/        result rows (Parquet)
@@ -21,6 +22,7 @@ import torch
 from ray_ltdd import pipeline
 from ray_ltdd.artifacts import Artifact, ArtifactStore, Key
 from ray_ltdd.config import ExperimentConfig, validate, write_yaml
+from ray_ltdd.data.belonging import record_data, require_same_data
 from ray_ltdd.data.groups import shot_groups
 from ray_ltdd.data.prepare import prepare_dataset
 from ray_ltdd.data.prepared import PreparedDataset
@@ -141,7 +143,7 @@ def open_run(
         row_fields: see `Run`.
 
     Raises:
-        InputError: data or folders cannot be used.
+        InputError: data or folders cannot be used, or the folder has results of other data.
     """
     folder = (folder or config.run_folder).absolute()
     store = ArtifactStore(config.output.store_path, config.output.checkpoint_seconds)
@@ -149,6 +151,7 @@ def open_run(
     with readable_os_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     prepared = prepare(config, reporter)
+    require_same_data(folder, {prepared.dataset: prepared})
     for place, changes in config.colour_changes():
         require_colours(changes, prepared.channels, place)
     split_key = Key(
@@ -159,6 +162,8 @@ def open_run(
         config.split.seed,
     )
     split, _ = store.get_or_compute(split_key, lambda slot: split_payload(draw_split(config.split, prepared)))
+    bench = WorkbenchSpec(prepared, split, config.compute).open()
+    executor = make_executor(RunParts(config, folder, bench, store, reporter))
     # after all that refuses the settings: a run that never was leaves no folder
     with readable_os_error(folder):
         folder.mkdir(exist_ok=True)
@@ -166,8 +171,8 @@ def open_run(
             with atomic_file(folder / SETTINGS) as temporary:
                 output = config.output.model_copy(update={"store": str(store.root), "root": str(Path(config.output.root).absolute())})
                 write_yaml(config.model_copy(update={"output": output}), temporary)
-    bench = WorkbenchSpec(prepared, split, config.compute).open()
-    return Run(config, folder, bench, make_executor(RunParts(config, folder, bench, store, reporter)), dict(row_fields), reporter)
+    record_data(folder, {prepared.dataset: prepared})
+    return Run(config, folder, bench, executor, dict(row_fields), reporter)
 
 
 def prepare(config: ExperimentConfig, reporter: Reporter) -> PreparedDataset:

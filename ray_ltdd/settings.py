@@ -1,5 +1,6 @@
 """The base class of every settings model, and the types of settings that several share."""
 
+import os
 import re
 from typing import Annotated
 
@@ -18,12 +19,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-def _without_scheme(place: str) -> str:
+def _local(place: str) -> str:
     # pathlib would take s3://bucket/x for the local folder s3:/bucket/x
     if scheme := _SCHEME.match(place):
         raise ValueError(f"addresses with {scheme[0]} are not supported, a folder that all nodes see (on a mounted file system) is needed")
-    return place
+    # a shell leaves the ~ of key=~/x alone, and nobody else reads those of a YAML file
+    return os.path.expanduser(place)
 
 
-Place = Annotated[str, AfterValidator(_without_scheme)]
-"""Path of a folder or file on a mounted file system; an address such as s3://bucket/x or file:///x is refused."""
+Place = Annotated[str, AfterValidator(_local)]
+"""Path of a folder or file on a mounted file system, ~ standing for the home folder; an address such as s3://bucket/x or file:///x is refused."""

@@ -21,11 +21,13 @@ def readable_os_error(place: Path, setting: str = "output.root") -> Iterator[Non
     """Turn the body's errors about a full or unwritable disk into an `InputError`; let others pass.
 
     Args:
-        place: the folder written to.
+        place: the folder or file written to.
         setting: which setting names another folder.
     """
     try:
         yield
+    except IsADirectoryError as error:
+        raise InputError(f"{setting}={place} is a folder: set {setting} to a file") from error
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise

@@ -131,11 +131,19 @@ class Workbench:
             InputError: the validation part is asked for and the split has none.
         """
         if part not in self._banks:
-            images, index_N = self.prepared.test if part == "test" else self.prepared.train, self._index(part)
-            if not len(index_N):
-                raise InputError("evaluate.part=validation, but the split sets no images aside: give split.validation_per_class, such as 50.")
-            self._banks[part] = ImageBank(images.image_NCHW, images.label_N, index_N, self.backend.device)
+            self.require(part)
+            images = self.prepared.test if part == "test" else self.prepared.train
+            self._banks[part] = ImageBank(images.image_NCHW, images.label_N, self._index(part), self.backend.device)
         return self._banks[part]
+
+    def require(self, part: Part) -> None:
+        """Refuse a part that has no images.
+
+        Raises:
+            InputError: the validation part is asked for and the split has none.
+        """
+        if not len(self._index(part)):
+            raise InputError(f"evaluate.part={part}, but the split sets no images aside: give split.validation_per_class, such as 50.")
 
     def _index(self, part: Part) -> np.ndarray:
         if part == "test":

@@ -5,8 +5,10 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import ROOT, TINY
+from PIL import Image
 
 from ray_ltdd.cli import main
 from ray_ltdd.config import load_config, setting_names, write_yaml
@@ -90,6 +92,10 @@ def test_data_describe(call, data_root, tmp_path):
         and facts["count_per_class"] == [110, 85, 65, 51, 39, 30, 23, 18, 14, 11]
         and facts["figure"] == str(tmp_path / "x.png")
     )
+    for command in (["data", "describe", "digits_lt", data_root], ["export", tmp_path / "runs"]):
+        status, _, said = call(*command, "--output", tmp_path)
+        assert status == 2 and "Traceback" not in said
+    assert f"{tmp_path} is a folder: set --output to a file" in call("data", "describe", "digits_lt", data_root, "--output", tmp_path)[2]
 
 
 @pytest.mark.parametrize("override", ["seed=3", "name=mine"])
@@ -183,6 +189,35 @@ def test_a_run_that_is_refused_leaves_no_folder(call, data_root, tmp_path, unusa
     status, _, said = call("run", QUICKSTART, data_root, "output.root=runs", unusable)
     assert status == 2 and "Traceback" not in said
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name != "store"] == []
+
+
+def test_what_cannot_be_tested_is_refused_before_anything_is_trained(call, data_root, tmp_path):
+    for wanted, sentence in (
+        (["evaluate.part=validation", "evaluate.baselines=[]"], "evaluate.part=validation, but the split sets no images aside"),
+        (["evaluate.model.depth=9"], "depth"),
+        (["more_teachers=[{model: {depth: 9}}]"], "depth"),
+    ):
+        status, printed, said = call("run", QUICKSTART, *TINY, data_root, "output.root=runs", *wanted)
+        assert status == 2 and not printed and "Traceback" not in said and sentence in said, said
+    assert not (tmp_path / "runs" / "store" / "experts").exists()
+
+
+def test_one_folder_is_of_one_dataset(call, tmp_path):
+    for name in "ab":
+        for part in ("train", "test"):
+            for label in ("cat", "dog"):
+                (tmp_path / name / part / label).mkdir(parents=True)
+                for i in range(20):
+                    pixels = np.random.default_rng([ord(name), i]).integers(0, 256, (16, 16), np.uint8)
+                    Image.fromarray(pixels).save(tmp_path / name / part / label / f"{i}.png")
+    settings = [*TINY, "experts.learning_rate=1e20", "data.dataset=image_folder", "data.root=data", "output.root=runs", "split.imbalance_factor=2"]
+    assert "NaN or infinite" in call("run", QUICKSTART, *settings, "data.path=a")[2]
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert "NaN or infinite" in call("run", QUICKSTART, *settings, "data.path=moved")[2]
+    status, printed, said = call("run", QUICKSTART, *settings, "data.path=b")
+    assert status == 2 and not printed and "has results of other data" in said and "name=" in said and "Traceback" not in said
+    status, _, said = call("run", QUICKSTART, *settings, "data.path=b", "name=b")
+    assert status == 2 and "NaN or infinite" in said
 
 
 def test_a_damaged_run_is_one_sentence(call, opened):

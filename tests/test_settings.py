@@ -1,5 +1,6 @@
 """Settings: precedence, inheritance, refusals, fingerprints; every configuration file loads."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,20 @@ def test_an_address_where_a_folder_is_needed_is_refused(name, address):
 
 @pytest.mark.parametrize("folder", ["/mnt/a//b", "s3:x", "./a:b", "~/x", "//server/x"])
 def test_every_path_of_a_folder_is_taken(folder):
-    assert load_config(CONFIGS / "quickstart.yaml", [f"data.root='{folder}'"]).config.data.root == folder
+    assert load_config(CONFIGS / "quickstart.yaml", [f"data.root='{folder}'"]).config.data.root == os.path.expanduser(folder)
+
+
+@pytest.mark.parametrize("name", ["output.root", "output.store", "data.root", "data.path"])
+def test_a_tilde_is_the_home_folder_for_every_path(name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    section, key = name.split(".")
+    assert getattr(getattr(load_config(CONFIGS / "quickstart.yaml", [f"{name}=~/x"]).config, section), key) == "/home/somebody/x"
+
+
+@pytest.mark.parametrize("betas", ["[1.5, 0.9]", "[0.5, 1]", "[-0.1, 0.9]"])
+def test_betas_are_shares(betas):
+    with pytest.raises(InputError, match=r"recover\.betas\.\d"):
+        load_config(CONFIGS / "quickstart.yaml", [f"recover.betas={betas}"])
 
 
 def test_a_missing_file_names_the_nearest():

@@ -54,7 +54,7 @@ def code_fingerprint() -> str:
     """A hash of this package's source: a kept host with older code must not be taken for a new one."""
     folder = Path(ray_ltdd.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".c")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

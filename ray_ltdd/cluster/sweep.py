@@ -28,6 +28,7 @@ from ray_ltdd.cluster.session import connected
 from ray_ltdd.cluster.status import Meter, cell_reports
 from ray_ltdd.cluster.studies import JOURNAL, CellStudy, Studies, open_journal, open_studies
 from ray_ltdd.cluster.trial import Final, TrialSetup, run_final, run_trial
+from ray_ltdd.data.belonging import record_data, require_same_data
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Reporter
 from ray_ltdd.placement import ClusterConfig
@@ -175,7 +176,8 @@ def run_sweep(sweep: Sweep, view: View, retry_failed: bool = False) -> SweepRepo
         retry_failed: begin failed trials again, each under a new number.
 
     Raises:
-        InputError: another process runs the sweep, data or folders cannot be used, the studies' directions are others, no host can be had.
+        InputError: another process runs the sweep, data or folders cannot be used, its trials so far are of other data, the studies' directions
+            are others, no host can be had.
         KeyboardInterrupt: Ctrl-C; trials at work are begun again by the next call.
     """
     started = time.monotonic()
@@ -184,9 +186,8 @@ def run_sweep(sweep: Sweep, view: View, retry_failed: bool = False) -> SweepRepo
     folder = sweep.folder
     with ExitStack() as stack:
         stack.enter_context(_only_driver(folder))
+        _keep_to_data(sweep, view.reporter)
         _write_settings(sweep)
-        for config in {cell.trial().data.model_dump_json(): cell.trial() for cell in sweep.cells}.values():
-            prepare(config, view.reporter)
         studies = open_studies(sweep, open_journal(folder / JOURNAL))
         studies.end_running()
         if retry_failed:
@@ -302,6 +303,16 @@ def _only_driver(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _keep_to_data(sweep: Sweep, reporter: Reporter) -> None:
+    """Prepare all datasets; refuse those that are not what the sweep's trials so far were of."""
+    configs = {cell.name: cell.trial() for cell in sweep.cells}
+    by_settings = {config.data.model_dump_json(): config for config in configs.values()}
+    prepared = {settings: prepare(config, reporter) for settings, config in by_settings.items()}
+    datasets = {name: prepared[config.data.model_dump_json()] for name, config in configs.items()}
+    require_same_data(sweep.folder, datasets)
+    record_data(sweep.folder, datasets)
 
 
 def _write_settings(sweep: Sweep) -> None:

@@ -18,6 +18,7 @@ from rich.text import Text
 from ray_ltdd.data.groups import GROUPS, shot_groups
 from ray_ltdd.data.prepared import PreparedDataset
 from ray_ltdd.data.split import LongTailedSplit
+from ray_ltdd.storage import atomic_file, readable_os_error
 
 # Okabe and Ito's palette, told apart by every kind of colour vision.
 _COLOUR = {"many": "#0072B2", "medium": "#E69F00", "few": "#CC79A7"}
@@ -81,8 +82,8 @@ def profile_figure(split: LongTailedSplit, class_names: Sequence[str], path: Pat
     labels = {group: f"{group}-shot ({size[group]} class{'' if size[group] == 1 else 'es'})" for group in present}
     handles = [Patch(color=_COLOUR[group], label=labels[group]) for group in present]
     figure.legend(handles=handles, frameon=False, title=rule, loc="outside lower center", ncols=len(handles))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    with readable_os_error(path, "--output"), atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def profile_rows(split: LongTailedSplit, class_names: Sequence[str]) -> Table:

@@ -15,7 +15,7 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.results.protocol import PAPER_STUDENTS, differences, variants
 from ray_ltdd.results.published import CELL, METHOD, RANDOM, published, published_of
 
-GROUP = ["benchmark", "split", "imbalance_factor", "images_per_class", "method", "network", "labels", "part", "recipe"]
+GROUP = ["benchmark", "split", "split_fingerprint", "imbalance_factor", "images_per_class", "method", "network", "labels", "part", "recipe"]
 """Columns that are equal within a group unless the caller groups otherwise: everything but seeds."""
 
 PAIR = ["benchmark", "split_fingerprint", "images_per_class", "network", "part", "seed", "number"]

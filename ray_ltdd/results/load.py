@@ -117,6 +117,8 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
 def _expert_settings(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
     part = (settings.get("evaluate") or {}).get("part")
     others = {name: settings.get(name) for name in ("teacher_seeds", "more_teachers")} if role == "teacher" else {}
+    if role == "teacher" and any(expert and expert.get("taught_by") for expert in (settings.get("teacher"), *(settings.get("more_teachers") or ()))):
+        others["observer"] = settings.get("observer")
     return {"expert": settings.get(role), "others": others, "part": part}
 
 

@@ -57,7 +57,6 @@ _AUTHORS = {
     "tiny_imagenet_lt": _Authors(("resnet18", None), "ResNet-18", 2000, "sgd", 0.1, 100, "cosine rate", 0.5, 50),
     "imagenet_lt": _Authors(("resnext50", None), "ResNeXt-50 32x4d", 1000, "adamw", 1e-3, 100, None, None, 50),
 }
-_OUR_SCHEDULE = "cosine rate"
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD", "muon": "Muon"}
 _LABELS = {"one": "one stored logit vector per image", "stored": "stored logits of {stored_epochs} epochs of views"}
 _FINEST = 10_000
@@ -156,16 +155,25 @@ def _training(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
     everywhere = optimizer == "muon" and _get(settings, "evaluate.linear_step", 0.0) > 0
     rate = _get(settings, "evaluate.learning_rate", authors.learning_rate)
     batch = _get(settings, "relabel.views.batch_size", authors.batch_size)
+    schedule = _schedule(settings)
     pairs = [
         (
             f"{_OPTIMIZERS.get(optimizer, optimizer)}{' in all layers' if everywhere else ''} at {rate:g}",
             f"{_OPTIMIZERS[authors.optimizer]} at {authors.learning_rate:g}",
         ),
-        (_OUR_SCHEDULE, authors.schedule or _OUR_SCHEDULE),
+        (schedule, authors.schedule or schedule),
         (f"batches of {batch}", f"batches of {authors.batch_size}"),
     ]
     if any(ours != theirs for ours, theirs in pairs):
         yield _compared("students with", pairs)
+
+
+def _schedule(settings: Mapping[str, Any]) -> str:
+    epochs = _get(settings, "evaluate.epochs", _STUDENT_EPOCHS)
+    halved = [f"{share * epochs:g}" for share in _get(settings, "evaluate.halve_at", ())]
+    if not halved:
+        return "cosine rate"
+    return f"rate halved after epoch{'s' if halved[1:] else ''} {' and '.join(filter(None, (', '.join(halved[:-1]), halved[-1])))}"
 
 
 def _views(settings: Mapping[str, Any], authors: _Authors) -> str:

@@ -96,6 +96,8 @@ IDENTITY = ("artifact", "fingerprint", "method", "sweep", "study", "role", "tria
 def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Add rows to the folder as one Parquet file, named by the rows' identities; written whole or not at all.
 
+    Rows that stand there already stay, unless what they report was computed anew (its artifact had been lost): then the new ones take their place.
+
     Raises:
         InputError: the folder cannot be written.
     """
@@ -104,7 +106,7 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     identity = json.dumps([[row[name] for name in IDENTITY if row.get(name) is not None] for row in rows])
     path = folder / f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.parquet"
     with readable_os_error(folder):
-        if not path.exists():
+        if not path.exists() or _created(path) != [row.get("created") for row in rows]:
             with atomic_file(path) as temporary:
                 pq.write_table(table, temporary, compression="zstd")
     return path
@@ -124,6 +126,15 @@ def read_rows(folder: Path) -> pa.Table:
             seen.add(identity)
             keep.append(index)
     return table.take(pa.array(keep, pa.int64()))
+
+
+def _created(path: Path) -> list[str | None] | None:
+    """When the results in a file were computed; None where it is damaged, which is as good as none."""
+    try:
+        found: list[str | None] = pq.read_table(path, columns=["created"])["created"].to_pylist()
+    except (pa.ArrowException, OSError):
+        return None
+    return found
 
 
 def _read(path: Path) -> pa.Table:

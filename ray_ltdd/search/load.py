@@ -51,6 +51,10 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     path = Path(path)
     values = _by_dotted_name(read_yaml(path))
     origins: dict[str, str] = {}
+    for text in overrides:
+        # before the others: they may change single values of a space
+        if parse_override(text)[0] == "spaces":
+            _override(values, text)
     for space in reversed(_as_list(values.get("spaces"))):
         if isinstance(space, str) and isinstance(values.get("search", {}), dict):
             parameters, own = read_yaml(path.parent / space), values.get("search", {})

@@ -183,7 +183,7 @@ def train_student(
         draw_positions: gives, for an epoch, the N positions in the bank that its views show, int64 on the device; None: every image once.
 
     Raises:
-        InputError: the loss became NaN or infinite.
+        InputError: the loss or a weight became NaN or infinite.
     """
     optimizer = make_optimizer(
         config.optimizer, student, config.learning_rate, config.weight_decay, config.momentum, nesterov=True, linear_step=config.linear_step
@@ -215,8 +215,9 @@ def train_student(
         loss = take_step(row_S[step : step + 1], *views.tensors(), *fetched)
         slot.offer(partial(training_state, t + 1, student, optimizer, average))
         advance(batch)
-    if not bool(loss.isfinite()):
-        raise InputError(f"{config.who}'s loss became NaN or infinite: lower {config.section}.learning_rate (now {config.learning_rate}).")
+    # weights, too: where nothing was left to do, what a former attempt saved last may be what it then refused
+    if not bool(loss.isfinite()) or not all(bool(weight.isfinite().all()) for weight in student.parameters()):
+        raise InputError(f"{config.who}'s loss or weights became NaN or infinite: lower {config.section}.learning_rate (now {config.learning_rate}).")
     tested = average.averaged if average is not None else student.eval()
     return TrainedStudent(tested, partial(training_state, last_step, student, optimizer, average))
 

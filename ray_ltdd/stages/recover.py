@@ -32,13 +32,15 @@ from ray_ltdd.statistics.targets import VarianceReading
 
 VERSION = 3
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class RecoverConfig(Settings):
     """How pixels are optimised."""
 
     steps: int = Field(300, ge=0, description="optimiser steps per image; 0 keeps the initial images")
     learning_rate: float = Field(0.05, gt=0, description="peak rate of Adam on pixels in [0, 1] divided by their standard deviation")
-    betas: tuple[float, float] = Field((0.5, 0.9), description="Adam's betas")
+    betas: tuple[Beta, Beta] = Field((0.5, 0.9), description="Adam's betas")
     alignment_weight: float = Field(0.01, ge=0, description="weight of both alignment terms")
     global_weight: float = Field(1.0, ge=0, description="weight of the global term within alignment")
     class_weight: float = Field(1.0, ge=0, description="weight of the class-wise term within alignment")
@@ -228,7 +230,8 @@ def recover_wave(
         if slot is not None:
             slot.offer(lambda: current().tensors())
         advance(n)
-    if step > state.step and not bool(loss.isfinite() & pixel.isfinite().all()):
+    # also where nothing was left to do: what a former attempt saved last may be what it then refused
+    if step and not bool(loss.isfinite() & pixel.isfinite().all()):
         raise InputError(
             f"recovery of {problem.name} ended in NaN or infinity: lower recover.learning_rate ({config.learning_rate}) or recover.alignment_weight."
         )

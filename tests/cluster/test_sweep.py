@@ -20,6 +20,8 @@ from ray_ltdd.artifacts import MANIFEST
 from ray_ltdd.cluster.hosts import list_hosts
 from ray_ltdd.cluster.studies import INTERRUPTED, JOURNAL, done_trials, open_journal, open_studies
 from ray_ltdd.cluster.sweep import run_sweep
+from ray_ltdd.data.belonging import RECORD
+from ray_ltdd.errors import InputError
 from ray_ltdd.executor import SilentReporter
 from ray_ltdd.results.load import load_results
 from ray_ltdd.results.rows import SCHEMA
@@ -226,3 +228,12 @@ def test_the_plan_starts_nothing_and_knows_what_is_done(finished, tmp_path):
     plan = json.loads(done.stdout)
     assert [cell["n_trials"] for cell in plan["cells"]] == [1, 1] and plan["compute_seconds"] > 0
     assert done_trials(load_sweep(sweep_file(tmp_path, **SWEEP))) == {} and not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_does_not_go_on_with_other_data(tmp_path):
+    sweep = load_sweep(sweep_file(tmp_path, **SWEEP), OVERRIDES)
+    sweep.folder.mkdir(parents=True)
+    (sweep.folder / RECORD).write_text(json.dumps({sweep.cells[-1].name: {"fingerprint": "0" * 64, "source": "elsewhere"}}))
+    with pytest.raises(InputError, match=r"has results of other data \(elsewhere, fingerprint 00000000\)"):
+        run_sweep(sweep, Watching(None))
+    assert {path.name for path in sweep.folder.iterdir()} <= {RECORD, ".lock"}

@@ -94,3 +94,16 @@ def test_the_same_result_under_other_settings_is_another_row(tmp_path):
     for change in ({}, {"fingerprint": "g"}, {"method": "random"}, {"artifact": "b"}, {}):
         append_rows(tmp_path, [ROW | change])
     assert len(read_rows(tmp_path)) == 4
+
+
+def test_a_result_computed_anew_takes_the_place_of_the_lost_one(tmp_path):
+    for created, top1 in (("2026-01-01", 0.5), ("2026-01-01", 0.6), ("2026-01-02", 0.9)):
+        append_rows(tmp_path, [ROW | {"created": created, "top1": top1}])
+        assert read_rows(tmp_path)["top1"].to_pylist() == [0.9 if created == "2026-01-02" else 0.5]
+
+
+def test_a_damaged_rows_file_is_replaced_by_whoever_has_its_rows(tmp_path):
+    path = append_rows(tmp_path, [ROW])
+    path.write_bytes(path.read_bytes()[:20])
+    append_rows(tmp_path, [ROW])
+    assert len(read_rows(tmp_path)) == 1

@@ -118,6 +118,13 @@ def test_recipes_follow_what_a_method_depends_on(change, changed):
     assert {m for m in methods if recipe(settings_with(**change), m) != recipe(BASE, m)} == changed
 
 
+def test_a_taught_teacher_is_another_under_another_observer():
+    taught, again = settings_with(teacher__taught_by="observer"), settings_with(teacher__taught_by="observer", observer__training__epochs=3)
+    assert recipe(taught, "teacher") != recipe(again, "teacher")
+    further = [settings_with(more_teachers=[{"taught_by": "observer"}], observer__training__epochs=epochs) for epochs in (3, 4)]
+    assert recipe(further[0], "teacher") != recipe(further[1], "teacher")
+
+
 def test_one_setting_of_every_row(tmp_path):
     write(tmp_path, row(settings=settings_with(recover__steps=7)), row(number=1), row(number=2) | {"settings": None})
     found = load_results(tmp_path)

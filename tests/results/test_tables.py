@@ -126,6 +126,11 @@ def test_validation_accuracies_are_no_results(tmp_path):
     assert own_results(load_results(tmp_path)).empty
 
 
+def test_the_authors_own_schedule_is_no_difference(tmp_path):
+    write(tmp_path, row(settings=authors(evaluate__halve_at=[0.8, 0.9, 0.95])))
+    assert differences(load_results(tmp_path)) == {load_results(tmp_path)["recipe"][0]: (ALWAYS[1],)}
+
+
 @pytest.mark.parametrize(
     ("change", "more", "sentence"),
     [
@@ -148,6 +153,11 @@ def test_validation_accuracies_are_no_results(tmp_path):
             {"evaluate__optimizer": "muon"},
             {},
             "students with Muon at 0.001, cosine rate (paper: AdamW at 0.001, rate halved after epochs 800, 900 and 950)",
+        ),
+        (
+            {"evaluate__halve_at": [0.15]},
+            {},
+            "students with rate halved after epoch 150 (paper: rate halved after epochs 800, 900 and 950)",
         ),
         ({"relabel__views__flip": False}, {}, "student views: no RandAugment, no flips (paper: RandAugment, flips)"),
         ({"relabel__views__min_scale": 0.2}, {}, "student views: no RandAugment, crops from 0.2 (paper: RandAugment, crops from 0.08)"),

@@ -89,6 +89,14 @@ def test_spaces_are_merged_and_replaced_by_name(tmp_path):
     assert str(tmp_path / "b.yaml") in "".join(problems(write(tmp_path, {"spaces": ["b.yaml"]})))
 
 
+def test_spaces_of_the_command_line_are_what_is_searched(tmp_path):
+    dump(tmp_path / "a.yaml", {"recover.steps": {"low": 1, "high": 2}})
+    dump(tmp_path / "b.yaml", {"relabel.tau": {"low": 0, "high": 2}})
+    sweep = load_sweep(write(tmp_path, {"spaces": ["a.yaml"], "search": {}}), ["search.relabel.tau.high=1", "spaces=[b.yaml]"])
+    assert {p.name: (p.domain.low, p.domain.high) for p in sweep.cells[0].space.parameters} == {"relabel.tau": (0, 1)}
+    assert sweep.config.spaces == ("b.yaml",)
+
+
 def test_the_command_line_changes_any_part(tmp_path):
     path = write(tmp_path)
     overrides = [

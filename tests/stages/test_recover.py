@@ -257,9 +257,15 @@ def test_images_are_mirrored_only_where_allowed(observe, flip):
     assert 4 < is_mirrored.sum() < 20 if flip else not is_mirrored.any()
 
 
-def test_an_explosion_is_one_sentence_that_names_the_unit(observe):
+def test_an_explosion_is_one_sentence_that_names_the_unit(observe, tmp_path):
+    config, slot = CONFIG.model_copy(update={"alignment_weight": 1e38, "first_layer_weight": 1e30}), CheckpointSlot(tmp_path / "w", min_seconds=0)
     with pytest.raises(InputError, match=r"^recovery of classes 1, 3 ended in NaN or infinity: lower [^\n]*$"):
-        recover_wave(CONFIG.model_copy(update={"alignment_weight": 1e38, "first_layer_weight": 1e30}), problem(observe), start(), 4)
+        recover_wave(config, problem(observe), start(), 4, slot)
+    # the next attempt finds the last step done
+    saved = load_wave(slot.load(), BACKEND.device)
+    assert saved.step == 4
+    with pytest.raises(InputError, match="ended in NaN or infinity"):
+        recover_wave(config, problem(observe), saved, 4, slot)
 
 
 def test_pixels_are_rounded_to_the_nearest():
