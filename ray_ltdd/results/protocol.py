@@ -122,6 +122,8 @@ def _sentences(rows: pd.DataFrame) -> Iterable[str]:
     if row["labels"] in _LABELS and _get(settings, "evaluate.soft_weight", 1.0) > 0:
         stored = _get(settings, "relabel.stored_epochs", "some")
         yield f"labels: {_LABELS[str(row['labels'])].format(stored_epochs=stored)} (paper: the teacher labels every view)"
+    if _get(settings, "relabel.mirror_average", False) and row["method"] == "distilled":
+        yield "logits averaged over each view and its mirror image (paper: of the view alone)"
     head, paper_head = max(row["count_per_class"]), BENCHMARKS[benchmark].head_count
     if head != paper_head:
         yield f"the largest class has {head} training images (paper: {paper_head})"

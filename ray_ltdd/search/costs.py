@@ -219,14 +219,18 @@ def _relabel(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
     upstream = manifest["upstream"]
     kind = CostKind(manifest["stage"], known.dataset(upstream["split"]), known.teachers[upstream["teachers"]])
     n_images = known.n_images(upstream["images"])
-    return kind, n_images, n_images
+    return kind, n_images * _n_passes(manifest), n_images
 
 
 def _relabel_views(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
-    kind, n_images, _ = _relabel(known, manifest)
+    kind, _, n_images = _relabel(known, manifest)
     first, end = manifest["settings"]["epochs"]
     work = (end - first) * n_views(ViewsConfig(**manifest["settings"]["relabel"]["views"]), n_images)
-    return kind, work, work
+    return kind, work * _n_passes(manifest), work
+
+
+def _n_passes(manifest: Mapping[str, Any]) -> int:
+    return 2 if manifest["settings"]["relabel"].get("mirror_average") else 1
 
 
 def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
@@ -234,7 +238,10 @@ def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
     own = settings["source"] == "distilled"
     n_images = known.n_images(upstream["images"]) if own else settings["images_per_class"] * len(known.counts[upstream["split"]][1])
     views = ViewsConfig(**(settings["relabel"]["views"] if own else settings["views"]))
-    networks = [network_name(settings["student"]["model"]), *([known.teachers[upstream["teachers"]]] if "teachers" in upstream else [])]
+    networks = [
+        network_name(settings["student"]["model"]),
+        *([known.teachers[upstream["teachers"]]] * _n_passes(manifest) if "teachers" in upstream else []),
+    ]
     kind = CostKind("students", known.dataset(upstream["split"]), " + ".join(networks))
     # what parts before cost is their own
     n_epochs = settings.get("last_epoch", settings["student"]["epochs"]) - manifest["record"].get("epochs_before", 0)

@@ -173,11 +173,11 @@ class _Asked:
 
     def _labels(self, upstream: list[str]) -> list[StageRun]:
         config = self._config.relabel
-        runs = [self._run("relabel", self._n_images, self._n_images, upstream, config.tau, networks=self._teachers)]
+        runs = [self._run("relabel", self._n_images * config.n_passes, self._n_images, upstream, config.image_outcome(), networks=self._teachers)]
         for epochs in config.chunks():
             work = len(epochs) * self._n_views
             how = (config.outcome(), epochs.start, epochs.stop)
-            runs.append(self._run("relabel_views", work, work, upstream, *how, networks=self._teachers))
+            runs.append(self._run("relabel_views", work * config.n_passes, work, upstream, *how, networks=self._teachers))
         return runs
 
     def _students(self, distilled: list[str], taught: list[str]) -> list[StageRun]:
@@ -186,7 +186,7 @@ class _Asked:
         for source in ("distilled", *config.evaluate.baselines):
             own = source == "distilled"
             asks = own and config.relabel.labels == "online"
-            networks = [config.evaluate.model, *(self._teachers if asks else [])]
+            networks = [config.evaluate.model, *(self._teachers * config.relabel.n_passes if asks else [])]
             upstream = [*distilled, *(taught if asks else [])] if own else [self._split]
             how = [config.relabel.outcome()] if own else [config.relabel.views, self._n_images]
             for number in range(config.evaluate.seeds):

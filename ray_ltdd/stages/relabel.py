@@ -5,14 +5,20 @@ Three ways, which cost different bytes and must be reported apart:
 - `stored`: the logits of every view of K epochs (fp16), stored; the views themselves are drawn again from their seed;
 - `online`: nothing stored, the teacher labels every view while the student trains.
 
+A label is (Eq. T), with f the mean of the teachers' logits, M a mirroring of the image, p the class prior and m its logs' mean over classes:
+
+    y(x) = f(x) - tau (log p - m)    or, with mirror_average,    y(x) = (f(x) + f(M x)) / 2 - tau (log p - m)
+
+The second asks the teachers twice. Its errors are smaller, as those of two teachers are, and students learn more from it.
+
 Legend: N images, K classes, E epochs, S batches of an epoch, B batch.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_ltdd.artifacts import Payload
 from ray_ltdd.compute import Backend
@@ -47,11 +53,37 @@ class RelabelConfig(Settings):
         description="post-hoc calibration: logits minus tau times the (centred) log class prior of the long-tailed set. Below 0 it favours many-shot "
         "classes, which students miss more often than their teacher does",
     )
+    mirror_average: bool = Field(
+        False,
+        description="label by the mean of the teachers' logits for an image and for its mirror image (Eq. T), which takes labelling twice the time; "
+        "not where left and right differ, as in digits",
+    )
     views: ViewsConfig = Field(default_factory=ViewsConfig, description="the student's training views")
+
+    @model_validator(mode="after")
+    def _sides_are_alike(self) -> Self:
+        if self.mirror_average and not self.views.flip:
+            raise ValueError(
+                "mirror_average=true beside views.flip=false, which says that left and right differ: set one of them to the other's value"
+            )
+        return self
 
     def outcome(self) -> dict[str, Any]:
         """The settings labels depend on, as plain data."""
-        return self.model_dump(mode="json", exclude={"epochs_per_task", "views"}) | {"views": self.views.outcome()}
+        return self.model_dump(mode="json", exclude={"epochs_per_task", "views", *self._unused()}) | {"views": self.views.outcome()}
+
+    def image_outcome(self) -> dict[str, Any]:
+        """The settings that labels of the images as they are depend on, as plain data."""
+        return self.model_dump(mode="json", include={"tau", "mirror_average"} - self._unused())
+
+    def _unused(self) -> set[str]:
+        # unnamed where there is none, so that what was computed before there was a choice is found
+        return set() if self.mirror_average else {"mirror_average"}
+
+    @property
+    def n_passes(self) -> int:
+        """How often the teachers are asked for one label."""
+        return 2 if self.mirror_average else 1
 
     def chunks(self) -> list[range]:
         """The stored epochs, split into those of each task; none where views are not stored."""
@@ -88,6 +120,11 @@ def mean_logits(teachers: Sequence[torch.nn.Module], backend: Backend, flops: fl
         return function(image_NCHW)
 
     return logits
+
+
+def mirror_averaged(teacher: Logits) -> Logits:
+    """Return the mean of the teacher's logits for images [N, C, H, W] and for their mirror images, float32 [N, K]."""
+    return lambda image_NCHW: (teacher(image_NCHW) + teacher(image_NCHW.flip(3))) / 2
 
 
 def calibrated(teacher: Logits, correction_K: torch.Tensor) -> Logits:

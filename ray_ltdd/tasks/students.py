@@ -46,7 +46,7 @@ def labels_tasks(config: ExperimentConfig, bench: Workbench, teachers: Sequence[
     }
     n_images = config.distill.images_per_class * bench.n_classes
     inputs = {"settings": config.relabel, "teachers": tuple(teachers), "images": images}
-    image_key = key(config, "relabel", relabel.VERSION, {"relabel": {"tau": config.relabel.tau}}, upstream)
+    image_key = key(config, "relabel", relabel.VERSION, {"relabel": config.relabel.image_outcome()}, upstream)
     tasks = [Task(image_key, run_image_labels, inputs, n_images, "soft labels of the images")]
     for epochs in config.relabel.chunks():
         settings = {"relabel": config.relabel.outcome(), "epochs": [epochs.start, epochs.stop]}
@@ -94,7 +94,8 @@ def views_seed(seed: int) -> int:
 
 def _teacher(bench: Workbench, settings: relabel.RelabelConfig, teachers: Sequence[TrainedExpert], n_passes: int) -> Logits:
     correction_K = relabel.prior_correction(bench.count_K, settings.tau).to(bench.backend.device)
-    return relabel.calibrated(bench.teacher(teachers, n_passes), correction_K)
+    teacher = bench.teacher(teachers, n_passes * settings.n_passes)
+    return relabel.calibrated(relabel.mirror_averaged(teacher) if settings.mirror_average else teacher, correction_K)
 
 
 def student_task(

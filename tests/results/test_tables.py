@@ -169,6 +169,7 @@ def test_the_authors_own_schedule_is_no_difference(tmp_path):
         ),
         ({"teacher_seeds": 3}, {}, "labels averaged over 3 teachers (paper: one)"),
         ({"observer__model__width": 32}, {}, "observer ResNet-32, width 32 (paper: ResNet-32, 4 times wide)"),
+        ({"relabel__mirror_average": True}, {}, "logits averaged over each view and its mirror image (paper: of the view alone)"),
         ({"evaluate__epochs": 200}, {}, "students of 200 epochs (paper: 1000)"),
         ({"recover__steps": 300}, {}, "300 steps of recovery (paper: 75)"),
         ({"relabel__labels": "one"}, {}, "labels: one stored logit vector per image (paper: the teacher labels every view)"),

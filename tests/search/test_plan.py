@@ -59,6 +59,8 @@ def finished(tmp_path_factory):
         # AdamW has no use for it: nothing new
         experiment(folder, evaluate={"model": WIDTH, "epochs": 2, "seeds": 2, "baselines": ["random"], "linear_step": 3}),
         experiment(folder, teacher_seeds=2, more_teachers=[{"model": WIDTH, "member": 2}], relabel={"tau": 0.5}),
+        experiment(folder, relabel={"mirror_average": True}),
+        experiment(folder, relabel={"mirror_average": True, "labels": "stored", "stored_epochs": 3, "epochs_per_task": 2}),
     ]
     for config in experiments:
         run = open_run(config, SilentReporter())

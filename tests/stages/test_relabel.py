@@ -14,7 +14,7 @@ from ray_ltdd.compute import Backend
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_student
-from ray_ltdd.stages.relabel import RelabelConfig, calibrated, label_images, label_views, mean_logits, prior_correction
+from ray_ltdd.stages.relabel import RelabelConfig, calibrated, label_images, label_views, mean_logits, mirror_averaged, prior_correction
 from ray_ltdd.stages.views import ViewsConfig, draw_epoch_views, make_batch, n_batches
 
 BACKEND = Backend(torch.device("cpu"), torch.float32, "off")
@@ -56,6 +56,24 @@ def test_several_teachers_are_averaged_in_logits():
     got_NK = mean_logits(teachers, BACKEND)(image_NCHW)
     assert got_NK.dtype == torch.float32 and got_NK.shape == (4, 5)
     torch.testing.assert_close(got_NK.double(), expected_NK, atol=1e-5, rtol=1e-5)
+
+
+def test_mirror_averaged_labels_against_a_loop_and_the_same_for_both_images():
+    (teacher,), image_NCHW = build_teachers(), torch.rand(4, 3, 8, 8)
+    label = mirror_averaged(mean_logits([teacher], BACKEND))
+    mirrored_NCHW = torch.from_numpy(image_NCHW.numpy()[..., ::-1].copy())
+    expected_NK = torch.stack([(teacher(a[None]) + teacher(b[None]))[0] / 2 for a, b in zip(image_NCHW, mirrored_NCHW, strict=True)])
+    torch.testing.assert_close(label(image_NCHW), expected_NK, atol=1e-5, rtol=1e-5)
+    assert torch.equal(label(image_NCHW), label(mirrored_NCHW)) and not torch.equal(teacher(image_NCHW), teacher(mirrored_NCHW))
+
+
+def test_mirror_averaging_goes_unnamed_where_there_is_none_and_needs_sides_that_are_alike():
+    plain, averaged = RelabelConfig(), RelabelConfig(mirror_average=True)
+    assert "mirror_average" not in plain.outcome() and plain.image_outcome() == {"tau": 0.0} and plain.n_passes == 1
+    assert averaged.outcome() == {**plain.outcome(), "mirror_average": True} and averaged.n_passes == 2
+    assert averaged.image_outcome() == {"tau": 0.0, "mirror_average": True}
+    with pytest.raises(ValueError, match=r"mirror_average=true beside views\.flip=false"):
+        RelabelConfig(mirror_average=True, views=ViewsConfig(flip=False))
 
 
 @pytest.mark.parametrize("backend", [BACKEND, BFLOAT16], ids=["float32", "bfloat16"])

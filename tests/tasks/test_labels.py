@@ -10,12 +10,13 @@ import torch
 from commands import ROOT, TINY, checksums
 from safetensors.torch import load_file
 
-from ray_ltdd import InputError, load_stored_views
+from ray_ltdd import InputError, load_stored_views, pipeline
 from ray_ltdd.config import load_config
 from ray_ltdd.executor import SilentReporter
 from ray_ltdd.results.distilled_views import VIEW_LOGITS
 from ray_ltdd.runs import execute, open_run
 from ray_ltdd.stages import evaluate
+from ray_ltdd.stages.relabel import prior_correction
 
 pytestmark = pytest.mark.slow
 STORED = ("relabel.labels=stored", "relabel.stored_epochs=4", "relabel.tau=0.5", "relabel.views.batch_size=15", "evaluate.baselines=[]")
@@ -83,10 +84,22 @@ def test_loaded_views_are_what_the_student_was_trained_on(finished):
     assert load_file(opened.folder / "distilled" / VIEW_LOGITS)["view_logit"].shape == (4, 4, 15, 10), "a file as safetensors' own"
 
 
-def load_images(opened):
-    from ray_ltdd.pipeline import distil
+def test_mirror_averaged_labels_of_a_run_are_the_mean_of_both_asked(finished, tmp_path):
+    output, _, _, _ = finished
+    shutil.copytree(output / "store", tmp_path / "store")
+    opened, _ = run(tmp_path, "relabel.mirror_average=true", "relabel.views.flip=true")
+    distilled = pipeline.distil(opened.config, opened.bench, opened.executor)
+    image_NCHW = opened.bench.stored_bank(distilled.images).take(torch.arange(50))
+    teacher = opened.bench.expert(distilled.teachers[0])
+    correction_K = prior_correction(opened.bench.count_K, 0.5)
+    expected_NK = (teacher(image_NCHW) + teacher(image_NCHW.flip(3))).float() / 2 - correction_K
+    assert torch.allclose(distilled.labels.images.tensors()["logit"].float(), expected_NK, atol=0.05)
+    assert not torch.allclose(expected_NK, teacher(image_NCHW).float() - correction_K, atol=0.5)
+    assert len(of_stage(tmp_path, "experts")) == len(of_stage(output, "experts")), "trained once"
 
-    return distil(opened.config, opened.bench, opened.executor).images
+
+def load_images(opened):
+    return pipeline.distil(opened.config, opened.bench, opened.executor).images
 
 
 def test_runs_without_stored_views_and_damaged_ones_are_sentences(finished, tmp_path):

@@ -96,5 +96,7 @@ def _recovery(settings: Mapping[str, Any]) -> str:
 
 def _students(settings: Mapping[str, Any]) -> str:
     kept = _LABELS.get(str(value(settings, "relabel.labels")), "").format(n=value(settings, "relabel.stored_epochs"))
+    if value(settings, "relabel.mirror_average"):
+        kept += ", logits averaged over an image and its mirror image"
     seeds, epochs, part = (value(settings, f"evaluate.{name}") for name in ("seeds", "epochs", "part"))
     return f"Labels: {kept}. {seeds} student{'' if seeds == 1 else 's'} of {epochs:,} epochs, tested after the last one on the {part} part."
