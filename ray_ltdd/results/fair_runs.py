@@ -21,8 +21,9 @@ HARD: Mapping[str, Any] = MappingProxyType({"evaluate.soft_weight": 0.0, "evalua
 
 PLAIN: Mapping[str, Any] = MappingProxyType(
     {f"relabel.views.{name}": value for name, value in {"min_scale": 1.0, "flip": False, "hue": 0.0, "saturation": 0.0, "mix": "none"}.items()}
+    | {"relabel.mirror_average": False}
 )
-"""Settings of students without augmentation. A crop of scale 1 may still change the aspect ratio, up to 4:3."""
+"""Settings of students without augmentation, whose labels are not averaged over one either. A crop of scale 1 may still change the aspect ratio, up to 4:3."""
 
 RANDOM_IMAGES: Mapping[str, Any] = MappingProxyType(
     {
