@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
 def test_everything_a_run_promises_is_there(finished):
     _, summary = finished
     folder = Path(summary["run"])
-    assert {p.name for p in folder.iterdir()} == {"settings.yaml", "distilled", "gallery.png", "results", "summary.json"}
+    assert {p.name for p in folder.iterdir()} == {"settings.yaml", "data.json", "distilled", "gallery.png", "results", "summary.json"}
     assert [outcome["method"] for outcome in summary["outcomes"]] == ["distilled", "random", "observer", "teacher"]
     assert all(0 <= outcome["top1_percent"] <= 100 for outcome in summary["outcomes"])
     with Image.open(folder / "gallery.png") as picture:

@@ -23,7 +23,7 @@ PLAIN: Mapping[str, Any] = MappingProxyType(
     {f"relabel.views.{name}": value for name, value in {"min_scale": 1.0, "flip": False, "hue": 0.0, "saturation": 0.0, "mix": "none"}.items()}
     | {"relabel.mirror_average": False}
 )
-"""Settings of students without augmentation, whose labels are not averaged over one either. A crop of scale 1 may still change the aspect ratio, up to 4:3."""
+"""Settings of students without augmentation, in their labels neither. A crop of scale 1 may still change the aspect ratio, up to 4:3."""
 
 RANDOM_IMAGES: Mapping[str, Any] = MappingProxyType(
     {

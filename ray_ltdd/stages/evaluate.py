@@ -217,7 +217,7 @@ def train_student(
         advance(batch)
     # weights, too: where nothing was left to do, what a former attempt saved last may be what it then refused
     if not bool(loss.isfinite()) or not all(bool(weight.isfinite().all()) for weight in student.parameters()):
-        raise InputError(f"{config.who}'s loss or weights became NaN or infinite: lower {config.section}.learning_rate (now {config.learning_rate}).")
+        raise InputError(f"{config.who}'s loss became NaN or infinite: lower {config.section}.learning_rate (now {config.learning_rate}).")
     tested = average.averaged if average is not None else student.eval()
     return TrainedStudent(tested, partial(training_state, last_step, student, optimizer, average))
 
