@@ -103,7 +103,7 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     trainings = [part for part in (settings.get("experts"), *(expert.get("training") for expert in experts)) if part]
     labelled = [settings.get("relabel"), *(expert.get("function_matching") for expert in experts)]
     views = [part["views"] for part in labelled if part and "views" in part]
-    if "relabel" in settings:
+    if settings.get("relabel"):
         settings["relabel"].setdefault("mirror_average", False)
     for place in (*trainings, *views):
         place.setdefault("hue", 0.0)

@@ -9,7 +9,7 @@ A label is (Eq. T), with f the mean of the teachers' logits, M a mirroring of th
 
     y(x) = f(x) - tau (log p - m)    or, with mirror_average,    y(x) = (f(x) + f(M x)) / 2 - tau (log p - m)
 
-The second asks the teachers twice. Its errors are smaller, as those of two teachers are, and students learn more from it.
+The second asks the teachers twice and errs less, as the mean of two teachers does.
 
 Legend: N images, K classes, E epochs, S batches of an epoch, B batch.
 """
