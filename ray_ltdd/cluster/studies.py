@@ -269,7 +269,7 @@ def _open(cell: Cell, config: SweepConfig, storage: BaseStorage) -> optuna.Study
 
 def done_trials(sweep: Sweep) -> dict[str, int]:
     """Trials that every cell has already, by the cell's name; read without changing anything, also while the sweep runs."""
-    path = sweep.folder.expanduser().absolute() / JOURNAL
+    path = sweep.folder.absolute() / JOURNAL
     if not path.exists():
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)

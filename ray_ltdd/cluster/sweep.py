@@ -272,7 +272,7 @@ def _with_absolute_paths(sweep: Sweep) -> Sweep:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(Path(path).absolute())
 
 
 def _absolute_cell(cell: Cell, store: str) -> Cell:

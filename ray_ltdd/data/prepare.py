@@ -114,7 +114,7 @@ def prepare_dataset(config: DataConfig, on_progress: Callable[[int, int], None] 
 def _plan(config: DataConfig) -> _Task:
     benchmark = find_benchmark(config.dataset)
     image_size = benchmark.resolve_image_size(config.image_size)
-    root = Path(config.root).expanduser().absolute()
+    root = Path(config.root).absolute()
     source = open_source(benchmark, config.path, root)
     test_per_class = config.test_per_class or benchmark.test_per_class
     with reading(source.description):

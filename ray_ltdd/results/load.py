@@ -99,7 +99,7 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a row with the values that went without saying before they could be chosen."""
     if "teacher" in settings:
         settings.setdefault("teacher_seeds", 1)
-    experts = [expert for expert in (settings.get("observer"), settings.get("teacher"), *(settings.get("more_teachers") or ())) if expert]
+    experts = [*([settings["observer"]] if settings.get("observer") else []), *_teachers(settings)]
     trainings = [part for part in (settings.get("experts"), *(expert.get("training") for expert in experts)) if part]
     labelled = [settings.get("relabel"), *(expert.get("function_matching") for expert in experts)]
     views = [part["views"] for part in labelled if part and "views" in part]
@@ -116,10 +116,14 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _teachers(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [expert for expert in (settings.get("teacher"), *(settings.get("more_teachers") or ())) if expert]
+
+
 def _expert_settings(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
     part = (settings.get("evaluate") or {}).get("part")
     others = {name: settings.get(name) for name in ("teacher_seeds", "more_teachers")} if role == "teacher" else {}
-    if role == "teacher" and any(expert and expert.get("taught_by") for expert in (settings.get("teacher"), *(settings.get("more_teachers") or ()))):
+    if role == "teacher" and any(teacher.get("taught_by") for teacher in _teachers(settings)):
         others["observer"] = settings.get("observer")
     return {"expert": settings.get(role), "others": others, "part": part}
 

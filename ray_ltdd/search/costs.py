@@ -219,18 +219,18 @@ def _relabel(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
     upstream = manifest["upstream"]
     kind = CostKind(manifest["stage"], known.dataset(upstream["split"]), known.teachers[upstream["teachers"]])
     n_images = known.n_images(upstream["images"])
-    return kind, n_images * _n_passes(manifest), n_images
+    return kind, n_images * _labelling(manifest).n_passes, n_images
 
 
 def _relabel_views(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
     kind, _, n_images = _relabel(known, manifest)
     first, end = manifest["settings"]["epochs"]
-    work = (end - first) * n_views(ViewsConfig(**manifest["settings"]["relabel"]["views"]), n_images)
-    return kind, work * _n_passes(manifest), work
+    work = (end - first) * n_views(_labelling(manifest).views, n_images)
+    return kind, work * _labelling(manifest).n_passes, work
 
 
-def _n_passes(manifest: Mapping[str, Any]) -> int:
-    return 2 if manifest["settings"]["relabel"].get("mirror_average") else 1
+def _labelling(manifest: Mapping[str, Any]) -> relabel.RelabelConfig:
+    return relabel.RelabelConfig(**manifest["settings"]["relabel"])
 
 
 def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int, int]:
@@ -240,7 +240,7 @@ def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
     views = ViewsConfig(**(settings["relabel"]["views"] if own else settings["views"]))
     networks = [
         network_name(settings["student"]["model"]),
-        *([known.teachers[upstream["teachers"]]] * _n_passes(manifest) if "teachers" in upstream else []),
+        *([known.teachers[upstream["teachers"]]] * _labelling(manifest).n_passes if "teachers" in upstream else []),
     ]
     kind = CostKind("students", known.dataset(upstream["split"]), " + ".join(networks))
     # what parts before cost is their own

@@ -94,8 +94,8 @@ def training_counts(config: ExperimentConfig) -> np.ndarray | None:
 
 def _prepared(config: ExperimentConfig) -> PreparedRecord | None:
     """The prepared dataset the settings lead to, as far as records tell: the last one from the same files, or from a package."""
-    label, root = label_of(config), Path(config.data.root).expanduser().absolute()
-    place = Path(config.data.path).expanduser() if config.data.path else root / "sources" / config.data.dataset
+    label, root = label_of(config), Path(config.data.root).absolute()
+    place = Path(config.data.path) if config.data.path else root / "sources" / config.data.dataset
     records = [record for record in prepared_records(root).values() if record.label == label]
     fitting = [record for record in records if str(place) in record.source or "/" not in record.source]
     return max(fitting, key=lambda record: (record.folder / RECORD).stat().st_mtime, default=None)
