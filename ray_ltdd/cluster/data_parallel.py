@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_ltdd.artifacts import CheckpointSlot, Payload
 from ray_ltdd.cluster.background import in_background
 from ray_ltdd.cluster.dispatch import MOST_DEATHS
+from ray_ltdd.cluster.pool import DEATHS
 from ray_ltdd.cluster.session import free_nodes, host_request, resolved_gpu_share
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Advance, Task
@@ -285,7 +286,7 @@ def _configure_ray_train() -> None:
 def _count(counter: Any) -> int:
     try:
         return int(ray.get(counter.get.remote()))
-    except ray.exceptions.RayActorError:
+    except DEATHS:
         # the processes notice as well, and the attempt ends
         return 0
 
@@ -300,7 +301,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _is_death(cause: BaseException) -> bool:
-    return isinstance(cause, ray.exceptions.RayActorError) or type(cause).__name__ in _DEATHS
+    return isinstance(cause, DEATHS) or type(cause).__name__ in _DEATHS
 
 
 def _lost_connection(cause: BaseException) -> bool:

@@ -11,7 +11,7 @@ import ray
 
 from ray_ltdd.artifacts import Artifact, ArtifactStore
 from ray_ltdd.cluster.messages import Elsewhere, Failure, HostState, Order, Receipt, StageInputs
-from ray_ltdd.cluster.pool import Host, HostPool, reason
+from ray_ltdd.cluster.pool import DEATHS, Host, HostPool, reason
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Advance, Reporter, StageRecord, Task
 
@@ -138,7 +138,7 @@ class Dispatcher:
         attempt, host = self._flying.pop(reference)
         try:
             answer = ray.get(reference)
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+        except (*DEATHS, ray.exceptions.ObjectLostError) as error:
             self._host_died(attempt, host, error)
             return
         except ray.exceptions.RayTaskError as error:
@@ -188,6 +188,7 @@ class Dispatcher:
             self.pool.discard(host, shrink=OUT_OF_MEMORY in str(error))
             where = host.facts.node if host.facts else "?"
             warnings.warn(f"an expert host on {where} died; {attempt.task.label} goes to another", stacklevel=2)
+            self.pool.discard_dead()
         attempt.n_deaths = attempt.n_deaths + 1 if self._checkpoint_time(attempt) == attempt.checkpoint_time else 1
         if attempt.n_deaths >= MOST_DEATHS:
             raise InputError(f"{self.title}, {attempt.task.label}: {attempt.n_deaths} expert hosts died under it; the last: {reason(error)}")

@@ -1,12 +1,13 @@
 """Expert hosts that stand on a cluster: list them, end them."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from ray_ltdd.cluster.messages import HostFacts
-from ray_ltdd.cluster.pool import PREFIX
+from ray_ltdd.cluster.pool import group_in, host_names
 from ray_ltdd.cluster.session import NAMESPACE, connected
 from ray_ltdd.errors import InputError
 
@@ -42,7 +43,7 @@ def list_hosts(address: str) -> list[StandingHost]:
         InputError: there is no cluster at `address`.
     """
     with connected(address):
-        return [_ask(name) for name in _names()]
+        return [_ask(name) for name in host_names()]
 
 
 def stop_hosts(address: str, group: str | None = None) -> list[str]:
@@ -52,22 +53,15 @@ def stop_hosts(address: str, group: str | None = None) -> list[str]:
         InputError: there is no cluster at `address`, or no host of that group on it.
     """
     with connected(address):
-        names = [name for name in _names() if group in (None, _group(name))]
+        names = [name for name in host_names() if group in (None, group_in(name))]
         if group is not None and not names:
-            known = ", ".join(sorted({_group(name) for name in _names()})) or "none"
+            known = ", ".join(sorted({group_in(name) for name in host_names()})) or "none"
             raise InputError(f"there is no host of the group {group} on the cluster {address} (groups: {known}): `ray-ltdd hosts list` shows them.")
         for name in names:
-            ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
+            # it may have died since the list was made
+            with suppress(ValueError):
+                ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
         return names
-
-
-def _names() -> list[str]:
-    named = ray.util.list_named_actors(all_namespaces=True)
-    return sorted(actor["name"] for actor in named if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"{PREFIX}/"))
-
-
-def _group(name: str) -> str:
-    return name.split("/")[1]
 
 
 def _ask(name: str) -> StandingHost:
@@ -75,6 +69,6 @@ def _ask(name: str) -> StandingHost:
         actor = ray.get_actor(name, NAMESPACE)
         answers: list[Any] = ray.get([actor.state.remote(), actor.facts.remote()], timeout=ANSWER_SECONDS)
     except (ray.exceptions.RayError, ValueError):
-        return StandingHost(name, _group(name), None, "")
+        return StandingHost(name, group_in(name), None, "")
     state, facts = answers
-    return StandingHost(name, _group(name), facts, state.label)
+    return StandingHost(name, group_in(name), facts, state.label)

@@ -9,7 +9,7 @@ import ray
 
 from ray_ltdd.cluster.dispatch import OUT_OF_MEMORY
 from ray_ltdd.cluster.messages import HostState
-from ray_ltdd.cluster.pool import Host, HostPool, reason
+from ray_ltdd.cluster.pool import DEATHS, Host, HostPool, reason
 from ray_ltdd.errors import InputError
 
 WATCH_SECONDS = 1.0
@@ -98,7 +98,7 @@ class HostKeeper:
                 state: HostState = ray.get(answer)
                 self.labels[host.name] = state.label
             self._asked[host.name] = host.actor.state.remote()
-        except ray.exceptions.RayActorError as error:
+        except DEATHS as error:
             self._asked.pop(host.name, None)
             # of several hosts that fill a machine's memory, one less may fit
             self._pool.discard(host, shrink=OUT_OF_MEMORY in str(error))

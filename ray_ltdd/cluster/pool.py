@@ -2,6 +2,7 @@
 
 import hashlib
 import uuid
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,10 @@ from ray_ltdd.placement import ClusterConfig
 PREFIX = "expert-host"
 N_IO_THREADS = 2
 MOST_DEATHS_AT_START = 5
+PROBE_SECONDS = 1.0
+"""In which a host that lives says so, while another has just died."""
+DEATHS = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+"""What Ray raises for a call to a host that has died; for the one under which its memory monitor ended it, the second."""
 
 RemoteHost: Any = ray.remote(concurrency_groups={"io": N_IO_THREADS})(ExpertHost)  # type: ignore[call-overload]
 
@@ -78,6 +83,7 @@ class HostPool:
     size: int = 0
     _deaths: int = 0
     _dead: set[str] = field(default_factory=set)
+    _has_told: bool = False
 
     def __post_init__(self) -> None:
         nodes = free_nodes()
@@ -104,9 +110,8 @@ class HostPool:
             self.hosts.append(self._created())
 
     def _others(self) -> set[str]:
-        named = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE}
         known = self._dead | {host.name for host in self.hosts}
-        return {name for name in named if name.startswith(f"{PREFIX}/{self.group}/")} - known
+        return {name for name in host_names() if group_in(name) == self.group} - known
 
     def _created(self) -> Host:
         # a name of its own each time: a dead host's name is not free at once
@@ -132,12 +137,25 @@ class HostPool:
         """
         nodes, request = free_nodes(), host_request(self.cluster, self.spec.gpu_share)
         if any(all(node.get(name, 0.0) >= amount for name, amount in request.items()) for node in nodes):
+            if waited_seconds >= self.cluster.wait_seconds:
+                self._tell_of_other_groups()
             return
         if waited_seconds >= self.cluster.wait_seconds:
             largest = "; ".join(_describe(node) for node in nodes) or "none"
             raise InputError(
                 f"no node of the cluster can hold an expert host of {_describe(request)} (nodes: {largest}): lower cluster.cpus_per_worker, "
                 "cluster.gpu_share or cluster.memory_gb, or raise cluster.wait_seconds where an autoscaler has to start the node."
+            )
+
+    def _tell_of_other_groups(self) -> None:
+        """Say once, while no host starts, which hosts of other experts stand on the cluster: kept ones hold their CPUs and GPUs for ever."""
+        groups = sorted({group_in(name) for name in host_names()} - {self.group})
+        if groups and not self._has_told:
+            self._has_told = True
+            warnings.warn(
+                f"no expert host has started yet: the cluster's CPUs, GPUs or memory are taken. Hosts of other experts stand on it (groups: "
+                f"{', '.join(groups)}): `ray-ltdd hosts list` shows what they do, `ray-ltdd hosts stop GROUP` ends them.",
+                stacklevel=2,
             )
 
     def takers(self, n: int, held: Mapping[str, int], depth: int) -> list[Host]:
@@ -160,7 +178,7 @@ class HostPool:
         """
         try:
             answer = ray.get(host.opening)
-        except ray.exceptions.RayActorError as error:
+        except DEATHS as error:
             self.discard(host)
             self._deaths += 1
             # while others are at work, hosts that die at their start are preempted nodes, and no reason to end
@@ -180,12 +198,32 @@ class HostPool:
         if shrink and self.size > 1:
             self.size -= 1
 
+    def discard_dead(self) -> None:
+        """Forget all hosts that have died, idle ones too: else a task would be handed from one dead host to the next."""
+        asked: dict[ray.ObjectRef, Host] = {host.actor.state.remote(): host for host in self.ready}
+        for reference in ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)[0] if asked else []:
+            try:
+                ray.get(reference)
+            except DEATHS:
+                self.discard(asked[reference])
+
     def close(self) -> None:
         """End the hosts this pool created, unless they are to be kept."""
         for host in self.hosts:
             if host.created and not self.cluster.keep_hosts:
                 ray.kill(host.actor, no_restart=True)
         self.hosts = []
+
+
+def host_names() -> list[str]:
+    """The names of all expert hosts that stand on the cluster, of every group."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(actor["name"] for actor in named if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"{PREFIX}/"))
+
+
+def group_in(name: str) -> str:
+    """The group in a host's name."""
+    return name.split("/")[1]
 
 
 def reason(error: Exception) -> str:

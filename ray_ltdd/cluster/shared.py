@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import ray
 
-from ray_ltdd.cluster.pool import Host, HostPool
+from ray_ltdd.cluster.pool import DEATHS, Host, HostPool
 from ray_ltdd.cluster.session import NAMESPACE
 from ray_ltdd.errors import InputError
 
@@ -65,7 +65,7 @@ class SharedPool(HostPool):
     def _is_yes(self, host: Host, answer: ray.ObjectRef) -> bool:
         try:
             return bool(ray.get(answer, timeout=ANSWER_SECONDS))
-        except ray.exceptions.RayActorError:
+        except DEATHS:
             self.discard(host)
         except ray.exceptions.GetTimeoutError:
             pass
@@ -75,7 +75,7 @@ class SharedPool(HostPool):
         """Take in a found host's facts, or forget it for now where it is still starting. Whether deaths are too many is for its keeper to say."""
         try:
             host.facts = ray.get(host.opening)
-        except ray.exceptions.RayActorError:
+        except DEATHS:
             self.discard(host)
             return
         if host.facts is None:

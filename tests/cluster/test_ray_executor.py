@@ -171,6 +171,46 @@ def test_kept_hosts_serve_the_next_run_and_are_stopped_by_name(tmp_path, ray_her
     assert list_hosts("auto") == []
 
 
+def test_a_run_behind_kept_hosts_of_other_experts_says_who_holds_the_cluster(tmp_path, ray_here):
+    """It waits, and goes on once they are stopped."""
+    with open_run(config_of(tmp_path, "cluster.cpus_per_worker=4", "cluster.keep_hosts=true"), SilentReporter(), make_executor=make_executor) as kept:
+        kept.executor.compute("Stage", [task(numbered, 1)])
+        group = kept.executor.group
+    stopped = []
+
+    class Operator(SilentReporter):
+        def workers(self, lines):
+            if warned and not stopped:
+                stopped.extend(stop_hosts("auto", group))
+
+    config = config_of(tmp_path, "cluster.cpus_per_worker=4", "cluster.wait_seconds=1", "observer.model.width=16")
+    with (
+        pytest.warns(UserWarning, match=f"no expert host has started yet: .* \\(groups: {group}\\): `ray-ltdd hosts list`") as warned,
+        open_run(config, Operator(), make_executor=make_executor) as opened,
+    ):
+        (artifact,) = opened.executor.compute("Stage", [task(numbered, 2)])
+    assert len(stopped) == 1 and artifact.record["number"] == 2 and len(warned) == 1
+
+
+def test_idle_hosts_that_others_have_ended_are_no_deaths_of_the_next_task(tmp_path, ray_here, monkeypatch):
+    """Two runs of a group share hosts, and the one that created them ends."""
+    from ray_ltdd.cluster import dispatch
+
+    monkeypatch.setattr(dispatch, "MOST_DEATHS", 2)
+    config = config_of(tmp_path, "cluster.workers=3")
+    with (
+        open_run(config, SilentReporter(), make_executor=make_executor) as first,
+        open_run(config_of(tmp_path, "cluster.workers=3", "evaluate.seeds=9"), SilentReporter(), make_executor=make_executor) as second,
+    ):
+        first.executor.compute("Stage", [task(slow, n, seconds=2.0) for n in (10, 20, 30)])
+        second.executor.compute("Stage", [task(slow, n, seconds=2.0) for n in (40, 50, 60)])
+        assert first.executor.group == second.executor.group
+        first.executor.close()
+        with pytest.warns(UserWarning, match="died; number 99"):
+            (artifact,) = second.executor.compute("Stage", [task(numbered, 99)])
+    assert artifact.record["number"] == 99
+
+
 def test_a_run_ends_the_hosts_it_created(opened):
     opened.executor.compute("Stage", [task(numbered, 1)])
     assert len(list_hosts("auto")) == 1

@@ -5,13 +5,16 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 import ray
 from commands import checksums, command, environment, tiny_run
 from ray.cluster_utils import Cluster
-from tiny import UNITS, Watcher, run
+from tiny import MONITORED_BYTES, UNITS, Watcher, config_of, failing, run, task
 
+from ray_ltdd.cluster.executor import make_executor
 from ray_ltdd.executor import SilentReporter
+from ray_ltdd.runs import open_run
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +57,35 @@ def test_a_node_killed_in_the_middle_changes_no_byte(tmp_path, inline, cluster):
     assert (
         run(tmp_path, "cluster.workers=2", reporter=Watcher({"Recover": kill_a_node, "Students": lambda: nodes.append(add_node(cluster))})) == inline
     )
+
+
+@pytest.mark.extended
+def test_a_host_that_rays_memory_monitor_ends_is_replaced(tmp_path):
+    """Ray then raises an error of its own, not that of an actor that died."""
+    ray.shutdown()
+    memory = psutil.virtual_memory()
+    threshold = (memory.total - memory.available + MONITORED_BYTES / 2) / memory.total
+    monitored = {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 50}
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        namespace="ray_ltdd",
+        _system_config=monitored,
+    )
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    try:
+        with (
+            open_run(config_of(tmp_path, "cluster.workers=1"), SilentReporter(), make_executor=make_executor) as opened,
+            pytest.warns(UserWarning, match=r"an expert host on .* died; number 3"),
+        ):
+            (artifact,) = opened.executor.compute("Stage", [task(failing, 3, kind="monitor once", marks=str(marks))])
+    finally:
+        ray.shutdown()
+    assert artifact.record["number"] == 3 and len(list(marks.iterdir())) == 2
 
 
 class Preemptor(SilentReporter):
