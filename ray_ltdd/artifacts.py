@@ -76,10 +76,16 @@ class Key:
 
 @dataclass
 class Payload:
-    """What a stage returns: named tensors, and a JSON-able record of what a reader would like to know about them."""
+    """What a stage returns: named tensors, and a JSON-able record of what a reader would like to know about them.
+
+    Attributes:
+        tensors, record: these.
+        made: `seconds` and `provenance()` of the process that computed it; none where that is the one that writes it.
+    """
 
     tensors: dict[str, torch.Tensor]
     record: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 class Artifact:
@@ -277,6 +283,7 @@ class ArtifactStore:
             "record": payload.record,
             "seconds": round(seconds, 3),
             **provenance(),
+            **payload.made,
         }
         for left in folder.parent.glob(f".{folder.name}.*.partial"):
             # of a writer that was killed: whoever holds the lock is the only one alive

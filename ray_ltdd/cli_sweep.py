@@ -25,7 +25,10 @@ def sweep(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress, only the outcome")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON and nothing else")] = False,
 ) -> None:
-    """Search settings over all cells of a sweep, and test each cell's winner. The same command continues or extends it."""
+    """Search settings over all cells of a sweep, and test each cell's winner. The same command continues or extends it.
+
+    Exit code 1: a final run failed, or all trials of a cell did.
+    """
     from ray_ltdd.search.load import load_sweep
 
     given = {"trials": trials, "max_hours": max_hours, "concurrency": concurrency}
@@ -44,16 +47,18 @@ def _run(loaded: Any, retry_failed: bool, quiet: bool, as_json: bool) -> None:
 
     view = make_view(quiet)
     if not quiet:
-        view.reporter.console.print(f"Sweep folder: {loaded.folder}", soft_wrap=True)
+        view.reporter.console.print(f"Sweep folder: {loaded.folder}", soft_wrap=True, markup=False)
     with view.open():
         report = run_sweep(loaded, view, retry_failed)
     if as_json:
         print(json.dumps(report.describe(), indent=1))
-        return
-    console = Console()
-    print_lines(console, report_tables(report))
-    for name, path in (("studies", "study.journal"), ("result rows", "results"), ("final runs", "finals")):
-        console.print(f"{name:>12}: {Path(report.folder) / path}", soft_wrap=True, highlight=False)
+    else:
+        console = Console(markup=False)
+        print_lines(console, report_tables(report))
+        for name, path in (("studies", "study.journal"), ("result rows", "results"), ("final runs", "finals")):
+            console.print(f"{name:>12}: {Path(report.folder) / path}", soft_wrap=True, highlight=False)
+    if report.has_failed:
+        raise typer.Exit(1)
 
 
 def _print_plan(loaded: Any, as_json: bool) -> None:
@@ -61,14 +66,16 @@ def _print_plan(loaded: Any, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from ray_ltdd.cluster.studies import done_trials
+    from ray_ltdd.cluster.studies import found_studies
+    from ray_ltdd.cluster.sweep import tested_finals
     from ray_ltdd.search.costs import read_costs, stored_experts
     from ray_ltdd.search.estimate import estimate
     from ray_ltdd.search.plan import plan_sweep
     from ray_ltdd.sweep_view import plan_tables, print_lines
 
     store, data_root = loaded.config.output.store_path, loaded.cells[0].trial().data.root
-    planned = plan_sweep(loaded, done_trials(loaded), stored_experts(store, data_root))
+    done = {study.cell.name: study.n_done() for study in found_studies(loaded)}
+    planned = plan_sweep(loaded, done, stored_experts(store, data_root), tested_finals(loaded))
     cost = estimate(planned, read_costs(store, data_root))
     if as_json:
         stages = [

@@ -73,12 +73,19 @@ def distil(
 
 
 def train_experts(config: ExperimentConfig, bench: Workbench, executor: Executor) -> list[TrainedExpert]:
-    """Stage 1: the observer, then the teachers. Experts with equal settings are one; those the observer teaches come after it."""
+    """Stage 1: the observer, then the teachers. Experts with equal settings are one; those the observer teaches come after it.
+
+    Raises:
+        InputError: an expert has learnt next to nothing of its training images.
+    """
 
     def train(wanted: Sequence[ExpertConfig], guide: TrainedExpert | None) -> list[TrainedExpert]:
         tasks = [distilling.expert_task(config, bench, expert, guide) for expert in wanted]
         by_digest = {task.key.digest: task for task in tasks}
         trained = dict(zip(by_digest, executor.compute("Experts", list(by_digest.values())), strict=True))
+        for task, expert in zip(tasks, wanted, strict=True):
+            # one that was trained earlier, under a lower floor
+            distilling.require_above_chance(trained[task.key.digest], expert)
         return [TrainedExpert(trained[task.key.digest], expert.model) for task, expert in zip(tasks, wanted, strict=True)]
 
     taught = [expert for expert in config.teachers if expert.taught_by]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ray_ltdd.settings import Settings
 
@@ -30,3 +30,17 @@ class ClusterConfig(Settings):
     expert_workers: int = Field(
         1, ge=1, description="processes that train one expert together, each on its share of every batch; for large sets on several GPUs"
     )
+
+    @field_validator("cpus_per_worker", "gpu_share")
+    @classmethod
+    def _ray_can_count_it(cls, amount: float | None) -> float | None:
+        if amount is not None and amount != round(amount, 4):
+            raise ValueError("give at most four decimals: Ray counts in steps of 0.0001")
+        return amount
+
+    @field_validator("gpu_share")
+    @classmethod
+    def _gpus_are_shared_or_whole(cls, share: float | None) -> float | None:
+        if share is not None and share > 1 and share != round(share):
+            raise ValueError("give a share up to 1 or a whole number: Ray gives out parts of one GPU, or whole ones")
+        return share

@@ -111,6 +111,8 @@ def refusal(tmp_path: Path, *overrides: str) -> str:
         (("compute.device=cuda",), "no CUDA device"),
         (("calibrate.layers=batch_norm", "observer.model.normalization=instance"), "no batch_norm layer to monitor"),
         (("experts.accuracy_floor=9.9",), "it has learnt next to nothing"),
+        (("cluster.gpu_share=1.5",), "cluster.gpu_share (it is 1.5): give a share up to 1 or a whole number"),
+        (("cluster.cpus_per_worker=0.12345",), "cluster.cpus_per_worker (it is 0.12345): give at most four decimals"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -5,15 +5,19 @@ Legend: N images, B batch, C channels, H W pixels.
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
 from commands import ROOT
 
 from ray_ltdd.config import load_config
+from ray_ltdd.errors import InputError
 from ray_ltdd.executor import SilentReporter
+from ray_ltdd.pipeline import train_experts
 from ray_ltdd.runs import execute, in_this_process, open_run
 from ray_ltdd.stages import evaluate
+from ray_ltdd.tasks.distil import expert_task
 from ray_ltdd.tasks.keys import joint_digest
 from ray_ltdd.workbench import Workbench
 
@@ -158,6 +162,21 @@ def test_the_test_part_is_opened_after_the_last_step_of_a_student_and_never_in_t
     assert opened[:6] == [i + 1 for i in trained], "each student is tested once, right after its own last step"
     stages = [name for kind, name in witness.events if kind == "stage"]
     assert witness.events.index(("open", "test")) > witness.events.index(("stage", "Students")) and stages[-2:] == ["Students", "Experts' accuracy"]
+
+
+def test_experts_that_were_trained_under_a_lower_floor_are_refused_like_new_ones(finished):
+    run, _, _ = finished
+    strict = run.config.model_copy(
+        update={
+            role: (expert := getattr(run.config, role)).model_copy(update={"training": expert.training.model_copy(update={"accuracy_floor": 9.9})})
+            for role in ("observer", "teacher")
+        }
+    )
+    assert [task.key for task in map(partial(expert_task, strict, run.bench), (strict.observer, strict.teacher))] == [
+        task.key for task in map(partial(expert_task, run.config, run.bench), (run.config.observer, run.config.teacher))
+    ]
+    with pytest.raises(InputError, match=r"it has learnt next to nothing\. Raise experts\.epochs"):
+        train_experts(strict, run.bench, run.executor)
 
 
 def test_weak_experts_are_told_of_before_the_next_stage_begins_and_at_the_end(finished):

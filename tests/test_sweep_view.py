@@ -1,13 +1,14 @@
 """What a sweep shows: a live table on a terminal, lines elsewhere, tables at the end; nothing wider than a terminal."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
 from ray_ltdd.reporting import ConsoleReporter
 from ray_ltdd.search.estimate import Estimate, StageEstimate
 from ray_ltdd.search.plan import CellPlan, StagePlan, SweepPlan
-from ray_ltdd.search.report import CellReport, CellStatus, Comparison, FinalScore, FoundPoint, StageUse, SweepReport, SweepStatus
+from ray_ltdd.search.report import FINAL_RUN, CellReport, CellStatus, Comparison, FinalScore, FoundPoint, StageUse, SweepReport, SweepStatus
 from ray_ltdd.search.work import CostKind, StageRun
 from ray_ltdd.sweep_view import ConsoleView, plan_tables, print_lines, report_tables
 
@@ -77,6 +78,9 @@ def test_the_outcome():
     third = CellReport(WAITING, point, (), True, *scores[:1] * 2, Comparison(3, 0.0, 0.0, 0.0, 1.0, 1.0), {})
     uses = (StageUse("Experts", 4, 44, 480.0, 440.0), StageUse("Experts' accuracy", 2, 2, 1.0, 0.5))
     text = shown(report_tables(SweepReport("f", ("top1", "seconds"), (first, second, third), uses, 60.0, "GPU-hours", ("max_hours=1 were over",))))
+    assert not any(cell.has_failed for cell in (first, second, third))
+    assert replace(second, status=RUNNING).has_failed, "a trial failed, and none is the winner"
+    assert replace(first, failures={f"{FINAL_RUN}no space left": 1}).has_failed
     for expected in (
         "55.1 ± 1.2",
         "+1.2 [-0.5, +2.9]",

@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_ltdd.artifacts import CheckpointSlot, Payload
+from ray_ltdd.artifacts import CheckpointSlot, Payload, provenance
 from ray_ltdd.cluster.background import in_background
 from ray_ltdd.cluster.dispatch import MOST_DEATHS
 from ray_ltdd.cluster.pool import DEATHS
@@ -260,18 +260,19 @@ def _work(assignment: Assignment, counter: Any) -> None:
     task = assignment.task
     payload = task.function(assignment.spec.open(), slot, advance, **task.inputs, ranks=ranks)
     if ranks.is_first:
+        payload.made = {"seconds": round(slot.seconds, 3), **provenance()}
         assignment.outcome().offer(partial(_packed, payload))
         advance.tell()
 
 
 def _packed(payload: Payload) -> dict[str, torch.Tensor]:
-    record = torch.frombuffer(bytearray(json.dumps(payload.record).encode()), dtype=torch.uint8)
-    return {f"tensor/{name}": tensor for name, tensor in payload.tensors.items()} | {"record": record}
+    told = torch.frombuffer(bytearray(json.dumps({"record": payload.record, "made": payload.made}).encode()), dtype=torch.uint8)
+    return {f"tensor/{name}": tensor for name, tensor in payload.tensors.items()} | {"told": told}
 
 
 def _unpacked(state: dict[str, torch.Tensor]) -> Payload:
     tensors = {name.removeprefix("tensor/"): tensor for name, tensor in state.items() if name.startswith("tensor/")}
-    return Payload(tensors, json.loads(bytes(state["record"].tolist())))
+    return Payload(tensors, **json.loads(bytes(state["told"].tolist())))
 
 
 def _configure_ray_train() -> None:

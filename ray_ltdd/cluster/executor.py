@@ -107,6 +107,9 @@ class RayExecutor:
         self._hosts().close()
         artifact, computed = self.store.get_or_compute(task.key, partial(self._train_together, task, advance))
         record.add(artifact, task.n_images, computed)
+        if computed:
+            record.n_workers = max(record.n_workers, task.n_workers)
+            record.busy_seconds += artifact.seconds * task.n_workers
         return artifact
 
     def _train_together(self, task: Task, advance: Advance, slot: CheckpointSlot) -> Payload:

@@ -10,6 +10,7 @@ from ray_ltdd.cluster.studies import INTERRUPTED, REASON, CellStudy, Studies
 from ray_ltdd.cluster.trial import Final, TrialSetup, read_record
 from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.data.catalogue import find_benchmark
+from ray_ltdd.errors import InputError
 from ray_ltdd.results.rows import SCHEMA, SCHEMA_VERSION, append_rows
 from ray_ltdd.search.report import StageUse
 
@@ -35,9 +36,18 @@ def write_rows(study: CellStudy, trial: FrozenTrial, setup: TrialSetup) -> None:
     point = study.point(trial)
     known = {"state": _STATES[trial.state], "objectives": trial.values, "reason": trial.user_attrs.get(REASON)}
     rows = read_record(setup.trial_folder(study.cell, trial.number))["rows"]
-    if trial.state == TrialState.FAIL or not rows:
-        rows = [_empty_row(study.cell.trial(point), setup.row_fields(study.cell, "trial", trial.number, point))]
-    append_rows(setup.folder / "results", [{**row, **known} for row in rows])
+    if trial.state == TrialState.FAIL:
+        rows = [_empty_row(_settings_at(study, point), setup.row_fields(study.cell, "trial", trial.number, point))]
+    if rows:
+        append_rows(setup.folder / "results", [{**row, **known} for row in rows])
+
+
+def _settings_at(study: CellStudy, point: Mapping[str, Any]) -> ExperimentConfig:
+    """A trial's settings; the cell's own where a rule that couples settings forbids them, for which the trial has failed."""
+    try:
+        return study.cell.trial(point)
+    except InputError:
+        return study.cell.trial()
 
 
 def _empty_row(config: ExperimentConfig, fields: Mapping[str, Any]) -> dict[str, Any]:

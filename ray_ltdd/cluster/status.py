@@ -1,6 +1,7 @@
 """Where a sweep stands, read from its studies while it runs, and its outcome when it has ended."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -15,9 +16,11 @@ from ray_ltdd.placement import ClusterConfig
 from ray_ltdd.results.aggregate import compared_over_seeds
 from ray_ltdd.results.load import load_results
 from ray_ltdd.search.load import Sweep
-from ray_ltdd.search.report import CellReport, CellStatus, Comparison, FinalScore, FoundPoint, SweepStatus
+from ray_ltdd.search.report import FINAL_RUN, CellReport, CellStatus, Comparison, FinalScore, FoundPoint, SweepStatus
 
 GPU_SHARE = "gpu_share"
+_TRACEBACK = re.compile(r"; traceback: [^;)]*")
+"""Every failure's own file, which would keep equal failures apart."""
 N_RECENT = 20
 """Trials whose mean duration tells how long others will take."""
 
@@ -119,7 +122,7 @@ def _cell_report(meter: Meter, study: CellStudy, finals: Sequence[Final], failed
         _score(rows["winner"]),
         _score(rows["defaults"]),
         _compare(rows["winner"], rows["defaults"]),
-        dict(Counter([*reasons, *(f"final run: {reason}" for reason in failed)])),
+        dict(Counter([*(_TRACEBACK.sub("", reason) for reason in reasons), *(FINAL_RUN + reason for reason in failed)])),
     )
 
 

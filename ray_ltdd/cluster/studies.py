@@ -267,13 +267,13 @@ def _open(cell: Cell, config: SweepConfig, storage: BaseStorage) -> optuna.Study
     return study
 
 
-def done_trials(sweep: Sweep) -> dict[str, int]:
-    """Trials that every cell has already, by the cell's name; read without changing anything, also while the sweep runs."""
+def found_studies(sweep: Sweep) -> list[CellStudy]:
+    """The studies that a sweep has already; read without changing anything, also while it runs."""
     path = sweep.folder.absolute() / JOURNAL
     if not path.exists():
-        return {}
+        return []
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(path)))
     known = set(optuna.get_all_study_names(storage))
     found = [cell for cell in sweep.cells if cell.study_name in known]
-    return {cell.name: CellStudy(cell, sweep.config, optuna.load_study(study_name=cell.study_name, storage=storage)).n_done() for cell in found}
+    return [CellStudy(cell, sweep.config, optuna.load_study(study_name=cell.study_name, storage=storage)) for cell in found]

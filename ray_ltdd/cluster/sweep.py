@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from ray_ltdd.cluster.records import stage_uses, write_all_rows, write_rows
 from ray_ltdd.cluster.searcher import EndOnRequest, ReportingScheduler, StudySearcher
 from ray_ltdd.cluster.session import connected
 from ray_ltdd.cluster.status import Meter, cell_reports
-from ray_ltdd.cluster.studies import JOURNAL, CellStudy, Studies, open_journal, open_studies
+from ray_ltdd.cluster.studies import JOURNAL, CellStudy, Studies, found_studies, open_journal, open_studies
 from ray_ltdd.cluster.trial import Final, TrialSetup, run_final, run_trial
 from ray_ltdd.data.belonging import record_data, require_same_data
 from ray_ltdd.errors import InputError
@@ -36,11 +36,13 @@ from ray_ltdd.runs import prepare
 from ray_ltdd.search.cells import Cell, interleave
 from ray_ltdd.search.config import SweepConfig
 from ray_ltdd.search.load import Sweep
+from ray_ltdd.search.plan import Pair
 from ray_ltdd.search.report import SweepReport, SweepStatus
 from ray_ltdd.storage import atomic_file, readable_os_error
 from ray_ltdd.yaml_files import with_settings
 
 SETTINGS, SUMMARY, LOCK, SUPERSEDED = "sweep.yaml", "sweep_summary.json", ".lock", ".superseded"
+RUN_SUMMARY = "summary.json"
 VIEW_SECONDS = 0.5
 END_SECONDS = 3.0
 """How long Tune may take to end its trials before their processes are ended under it."""
@@ -130,14 +132,8 @@ class Driver:
         write_rows(study, study.trials()[number], self.setup)
 
     def finals(self) -> list[Final]:
-        """The final runs: of every cell's winner and of the defaults, seed by seed, so that both find the seed's experts trained."""
-        winners = [(study.cell.name, study.front()[0], study) for study in self.studies if study.front()]
-        return [
-            final
-            for number in range(self.sweep.config.final_seeds)
-            for cell, winner, study in winners
-            for final in (Final(cell, "winner", winner.number, study.point(winner), number), Final(cell, "defaults", None, None, number))
-        ]
+        """The final runs, see `finals_of`."""
+        return finals_of(self.studies, self.sweep.config.final_seeds)
 
     def run_finals(self, keeper: HostKeeper, finals: Sequence[Final]) -> list[tuple[Final, str]]:
         """Run them, as many at a time as trials; return those that failed, and why."""
@@ -157,6 +153,37 @@ class Driver:
             n_left = len(waiting) + len(flying)
             self.view.update(self.meter.status(f"testing winners and defaults, {len(finals) - n_left} of {len(finals)} runs done", keeper.labels))
         return failed
+
+
+def finals_of(studies: Iterable[CellStudy], n_seeds: int) -> list[Final]:
+    """The final runs: of every cell's winner and of the defaults, seed by seed, so that both find the seed's experts trained."""
+    winners = [(study.cell.name, study.front()[0], study) for study in studies if study.front()]
+    return [
+        final
+        for number in range(n_seeds)
+        for cell, winner, study in winners
+        for final in (Final(cell, "winner", winner.number, study.point(winner), number), Final(cell, "defaults", None, None, number))
+    ]
+
+
+def tested_finals(sweep: Sweep) -> dict[str, set[Pair]]:
+    """Role and number of the final runs each cell's winner and defaults have already, by the cell's name; read without changing anything."""
+    sweep = _with_absolute_paths(sweep)
+    setup, tested = _setup(sweep), dict[str, set[Pair]]()
+    for final in finals_of(found_studies(sweep), sweep.config.final_seeds):
+        if _is_tested(final, setup):
+            tested.setdefault(final.cell, set()).add((final.role, final.number))
+    return tested
+
+
+def _is_tested(final: Final, setup: TrialSetup) -> bool:
+    return (final.folder(setup) / RUN_SUMMARY).exists()
+
+
+def _setup(sweep: Sweep) -> TrialSetup:
+    folder, store, compute = str(sweep.folder), str(sweep.config.output.store_path), sweep.cells[0].trial().compute
+    group = group_of(folder, store, compute.model_dump_json())
+    return TrialSetup(sweep.config.name, sweep.folder, group, {cell.name: cell for cell in sweep.cells}, sweep.config.pruner.rungs)
 
 
 def _answer(reference: ray.ObjectRef) -> str | None:
@@ -193,8 +220,7 @@ def run_sweep(sweep: Sweep, view: View, retry_failed: bool = False) -> SweepRepo
         if retry_failed:
             studies.retry_failed()
         first = sweep.cells[0].trial()
-        group = group_of(str(folder), str(sweep.config.output.store_path), first.compute.model_dump_json())
-        setup = TrialSetup(sweep.config.name, folder, group, {cell.name: cell for cell in sweep.cells}, sweep.config.pruner.rungs)
+        setup = _setup(sweep)
         write_all_rows(studies, setup)
         # begun again by the next driver, in whichever way this one ends
         stack.callback(studies.end_running)
@@ -233,7 +259,7 @@ def _compute(driver: Driver, cluster: ClusterConfig, checkpoint_seconds: float) 
 
 
 def _missing(driver: Driver) -> list[Final]:
-    return [final for final in driver.finals() if not (final.folder(driver.setup) / "summary.json").exists()]
+    return [final for final in driver.finals() if not _is_tested(final, driver.setup)]
 
 
 def retire(setup: TrialSetup, finals: Sequence[Final]) -> None:

@@ -21,6 +21,7 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.executor import SilentReporter, StageRecord
 from ray_ltdd.runs import Run, execute, open_run, sizes, student_rows
 from ray_ltdd.search.cells import Cell
+from ray_ltdd.search.plan import Role
 from ray_ltdd.storage import atomic_file
 
 RECORD, BUSY = "trial.json", "busy_seconds"
@@ -68,7 +69,7 @@ class Final:
     """
 
     cell: str
-    role: str
+    role: Role
     trial: int | None
     point: Point | None
     number: int

@@ -1,4 +1,4 @@
-"""Whether every point of a space is a valid experiment: both ends of every range and every choice, in every conditional branch."""
+"""Whether the points of a space are valid experiments: both ends of every range and every choice, in every conditional branch."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -33,7 +33,8 @@ def _extend(deciding: list[Parameter], values: dict[str, Any]) -> Iterator[dict[
 def corners(space: Space, branch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield points of a branch: every end of every parameter while all others are at their first end, then while they are at their last.
 
-    A rule that couples two parameters, such as min_scale <= max_scale, is broken at one of these points if anywhere.
+    A rule that orders two parameters, such as min_scale <= max_scale, is broken at one of these points if anywhere. One that forbids a value between
+    the ends is not found so; a trial there fails with its sentence.
     """
     free = [parameter for parameter in space.existing(branch) if parameter.name not in branch]
     for at in (0, -1):

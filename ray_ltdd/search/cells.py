@@ -43,7 +43,7 @@ class Cell:
         """Return the experiment of a trial at a point of the space (None: the settings as they are), scored on the validation part.
 
         Raises:
-            InputError: a value is out of its setting's range, which a point of the space never is.
+            InputError: a rule that couples settings forbids the values between the ends of their ranges, see `ray_ltdd.search.branches.corners`.
         """
         return validate(with_settings(self.trial_values, self.space.settings(point) if point is not None else {}), self.name)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -151,7 +152,7 @@ class WarmStartConfig(Settings):
 class SweepConfig(Settings):
     """One sweep: an Optuna study for every cell, the winners' final runs, and the budget."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="name of the sweep's folder, in which it is continued")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=100, description="name of the sweep's folder, in which it is continued")
     base: Names = Field(min_length=1, description="experiment file, relative to the sweep's; several: one more coordinate of the cells")
     set: dict[str, Any] = Field(default_factory=dict, description="settings of every run by dotted name, over the base's")
     set_in_trials: dict[str, Any] = Field(
@@ -185,6 +186,12 @@ class SweepConfig(Settings):
                 raise ValueError(f"{name} has no value: give at least one")
             _require_scalars(values)
         return cells
+
+    @model_validator(mode="after")
+    def _folder_is_not_the_stores(self) -> Self:
+        if Path(self.output.root) / self.name == self.output.store_path:
+            raise ValueError(f"the sweep's folder would be that of the artifact store, {self.output.store_path}: give the sweep another name")
+        return self
 
     @model_validator(mode="after")
     def _objectives_fit(self) -> Self:

@@ -242,7 +242,7 @@ def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
         network_name(settings["student"]["model"]),
         *([known.teachers[upstream["teachers"]]] * _labelling(manifest).n_passes if "teachers" in upstream else []),
     ]
-    kind = CostKind("students", known.dataset(upstream["split"]), " + ".join(networks))
+    kind = CostKind(manifest["stage"], known.dataset(upstream["split"]), " + ".join(networks))
     # what parts before cost is their own
     n_epochs = settings.get("last_epoch", settings["student"]["epochs"]) - manifest["record"].get("epochs_before", 0)
     return kind, n_epochs * n_views(views, n_images), 1

@@ -2,10 +2,11 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +19,10 @@ from ray_ltdd.search.sizes import training_counts
 from ray_ltdd.search.work import STAGES, StageRun, stage_runs
 
 Counts = Callable[[ExperimentConfig], np.ndarray | None]
+Role = Literal["winner", "defaults"]
+Pair = tuple[Role, int]
+"""Role and number of a final run."""
+ROLES: tuple[Role, ...] = ("winner", "defaults")
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class CellPlan:
     Attributes:
         name: of the cell.
         n_trials: still to be run.
-        n_finals: final runs of the winner and of the defaults.
+        n_finals: final runs of the winner and of the defaults, still to be run.
         n_parameters: of its space, all conditional branches counted.
         n_train: training images of a trial; None: not known before the dataset is prepared.
     """
@@ -92,6 +97,7 @@ def plan_sweep(
     sweep: Sweep,
     done: Mapping[str, int] | None = None,
     stored: AbstractSet[str] = frozenset(),
+    tested: Mapping[str, AbstractSet[Pair]] | None = None,
     counts: Counts = training_counts,
 ) -> SweepPlan:
     """Say what a sweep will compute.
@@ -102,6 +108,7 @@ def plan_sweep(
         sweep: the sweep.
         done: trials each cell has already, by name.
         stored: signatures of the experts in the store (`ray_ltdd.search.costs.stored_experts`).
+        tested: role and number of the final runs that each cell's winner and defaults have already, by the cell's name.
         counts: tells an experiment's training images of each class, None where it cannot.
 
     Raises:
@@ -112,25 +119,26 @@ def plan_sweep(
     cells = []
     for cell in sweep.cells:
         n_trials = max(sweep.config.trials - (done or {}).get(cell.name, 0), 0)
-        experiments = list(_experiments(cell, n_trials, sweep.config.final_seeds))
-        sizes = [_counts_of(experiment, cell, counts, known) for experiment in (cell.trial(), *experiments)]
-        asked += [
-            run for experiment, count_K in zip(experiments, sizes[1:], strict=True) if count_K is not None for run in stage_runs(experiment, count_K)
-        ]
+        # a further trial may find another winner
+        over = set() if n_trials else (tested or {}).get(cell.name, set())
+        trials, finals = _experiments(cell, n_trials, [pair for pair in product(ROLES, range(sweep.config.final_seeds)) if pair not in over])
+        experiments = [*((trial, sweep.config.pruner.rungs) for trial in trials), *((final, ()) for final in finals)]
+        sizes = [_counts_of(experiment, cell, counts, known) for experiment in (cell.trial(), *trials, *finals)]
+        for (experiment, rungs), count_K in zip(experiments, sizes[1:], strict=True):
+            asked += stage_runs(experiment, count_K, rungs) if count_K is not None else []
         n_train = None if sizes[0] is None else int(sizes[0].sum())
-        cells.append(CellPlan(cell.name, n_trials, 2 * sweep.config.final_seeds, len(cell.space), n_train))
+        cells.append(CellPlan(cell.name, n_trials, len(finals), len(cell.space), n_train))
     stages = tuple(_stage_plan(stage, [run for run in asked if run.kind.stage == stage], stored) for stage in STAGES)
     unsized = tuple(cell.name for cell in cells if cell.n_train is None)
     return SweepPlan(tuple(cells), tuple(stage for stage in stages if stage.n_asked), unsized, sweep.config.concurrency)
 
 
-def _experiments(cell: Cell, n_trials: int, n_seeds: int) -> Iterator[ExperimentConfig]:
+def _experiments(cell: Cell, n_trials: int, finals: Sequence[Pair]) -> tuple[list[ExperimentConfig], list[ExperimentConfig]]:
+    """Trials at random points, then final runs, the winner's at the first of them."""
     draw = RandomTrial(random.Random(f"plan {cell.name}"))
     points = [cell.space.suggest(draw) for _ in range(max(n_trials, 1))]
-    yield from (cell.trial(point) for point in points[:n_trials])
-    for number in range(n_seeds):
-        yield cell.final(None, number)
-        yield cell.final(points[0], number)
+    at = {"winner": points[0], "defaults": None}
+    return [cell.trial(point) for point in points[:n_trials]], [cell.final(at[role], number) for role, number in finals]
 
 
 def _counts_of(experiment: ExperimentConfig, cell: Cell, counts: Counts, known: dict[str, np.ndarray | None]) -> np.ndarray | None:

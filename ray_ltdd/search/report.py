@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+FINAL_RUN = "final run: "
+"""Before the reason for which one failed."""
+
 
 @dataclass(frozen=True)
 class CellStatus:
@@ -142,6 +145,11 @@ class CellReport:
     comparison: Comparison | None
     failures: Mapping[str, int]
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a final run failed, or trials did and left no winner."""
+        return any(reason.startswith(FINAL_RUN) for reason in self.failures) or (self.winner is None and self.status.n_failed > 0)
+
 
 @dataclass(frozen=True)
 class SweepReport:
@@ -164,6 +172,11 @@ class SweepReport:
     wall_seconds: float
     device_unit: str
     notes: tuple[str, ...]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a cell lacks its outcome because something failed."""
+        return any(cell.has_failed for cell in self.cells)
 
     def describe(self) -> dict[str, Any]:
         """As plain data."""

@@ -27,6 +27,7 @@ class PreparedRecord:
         class_names: K names.
         fingerprint: SHA-256 of its contents.
         source: what it was decoded from, in words; holds the path if there is one.
+        test_per_class: images of each class held out for testing; None where the source has a test part.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class PreparedRecord:
     class_names: tuple[str, ...]
     fingerprint: str
     source: str
+    test_per_class: int | None
 
     @property
     def label(self) -> str:
@@ -63,7 +65,8 @@ def prepared_records(root: str | Path) -> Mapping[str, PreparedRecord]:
         try:
             record = json.loads(path.read_text())
             names = tuple(record["class_names"])
-            facts = (record["dataset"], record["image_size"], names, record["fingerprint"], record["source"])
+            held_out = record["key_inputs"]["test_per_class"]
+            facts = (record["dataset"], record["image_size"], names, record["fingerprint"], record["source"], held_out)
             found[record["fingerprint"]] = PreparedRecord(path.parent, *facts)
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -96,6 +99,12 @@ def _prepared(config: ExperimentConfig) -> PreparedRecord | None:
     """The prepared dataset the settings lead to, as far as records tell: the last one from the same files, or from a package."""
     label, root = label_of(config), Path(config.data.root).absolute()
     place = Path(config.data.path) if config.data.path else root / "sources" / config.data.dataset
-    records = [record for record in prepared_records(root).values() if record.label == label]
-    fitting = [record for record in records if str(place) in record.source or "/" not in record.source]
+    held_out = config.data.test_per_class or find_benchmark(config.data.dataset).test_per_class
+    records = [record for record in prepared_records(root).values() if (record.label, record.test_per_class) == (label, held_out)]
+    fitting = [record for record in records if _holds(record.source, place) or "/" not in record.source]
     return max(fitting, key=lambda record: (record.folder / RECORD).stat().st_mtime, default=None)
+
+
+def _holds(source: str, place: Path) -> bool:
+    """Whether a source is described by this path, or by one below it, as it was given or from the root."""
+    return any(f" {path}/" in f"{source}/" for path in {place, place.absolute()})

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,21 +79,23 @@ def expert_signature(dataset: str, split: Mapping[str, Any], settings: Mapping[s
     return json.dumps([dataset, split, settings, seed, guide], sort_keys=True)
 
 
-def stage_runs(config: ExperimentConfig, count_K: np.ndarray) -> list[StageRun]:
+def stage_runs(config: ExperimentConfig, count_K: np.ndarray, rungs: Sequence[int] = ()) -> list[StageRun]:
     """Return what a run of `config` computes, in the paper's order; equal experts once.
 
     Args:
         config: the experiment.
         count_K: training images of each class, int64.
+        rungs: epochs after which its first student may be stopped, in rising order: it is trained in parts.
     """
-    return [*_Asked(config, count_K).all()]
+    return [*_Asked(config, count_K, rungs).all()]
 
 
 class _Asked:
     """The stages of one experiment, each naming its work and its identity."""
 
-    def __init__(self, config: ExperimentConfig, count_K: np.ndarray) -> None:
+    def __init__(self, config: ExperimentConfig, count_K: np.ndarray, rungs: Sequence[int]) -> None:
         self._config = config
+        self._rungs = rungs
         self._n_train = int(count_K.sum())
         self._units = work_units(len(count_K), config.distill.classes_per_unit)
         self._n_images = len(count_K) * config.distill.images_per_class
@@ -181,7 +184,7 @@ class _Asked:
         return runs
 
     def _students(self, distilled: list[str], taught: list[str]) -> list[StageRun]:
-        config, work = self._config, self._config.evaluate.epochs * self._n_views
+        config, last = self._config, self._config.evaluate.epochs
         runs = []
         for source in ("distilled", *config.evaluate.baselines):
             own = source == "distilled"
@@ -191,7 +194,10 @@ class _Asked:
             how = [config.relabel.outcome()] if own else [config.relabel.views, self._n_images]
             for number in range(config.evaluate.seeds):
                 which = (config.evaluate.outcome(), config.evaluate.part, source, number, *how)
-                runs.append(self._run("students", work, 1, upstream, *which, networks=networks))
+                ends = [0, *(self._rungs if own and number == 0 else [])]
+                for begin, end in pairwise(ends):
+                    runs.append(self._run("student_parts", (end - begin) * self._n_views, 1, upstream, *which, end, networks=networks))
+                runs.append(self._run("students", (last - ends[-1]) * self._n_views, 1, upstream, *which, networks=networks))
         return runs
 
     def _run(self, stage: str, work: int, size: int, upstream: list[str], *depends_on: Any, networks: Sequence[ModelConfig] = ()) -> StageRun:

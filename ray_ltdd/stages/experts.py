@@ -360,12 +360,13 @@ def training_accuracy(expert: torch.nn.Module, bank: ImageBank, n_classes: int, 
     return (member_KN & hit).sum(1).double() / member_KN.sum(1)
 
 
-def check_above_chance(class_accuracy_K: torch.Tensor, floor: float) -> None:
+def check_above_chance(class_accuracy_K: torch.Tensor, floor: float, recipe: str = "experts") -> None:
     """Refuse an expert that has learnt next to nothing of its own training images; a floor of 0 accepts every one.
 
     Args:
         class_accuracy_K: accuracy of each class on them, in [0, 1]; NaN for a class without images.
         floor: least mean over the classes, as a multiple of chance.
+        recipe: the section of the settings it was trained by.
 
     Raises:
         InputError: the mean is below the floor, or more than half of the classes are at or below chance. Everything later would only spread its
@@ -377,6 +378,6 @@ def check_above_chance(class_accuracy_K: torch.Tensor, floor: float) -> None:
         return
     raise InputError(
         f"the expert reaches {mean:.1%} mean per-class accuracy on its own training images, chance is {chance:.1%}, and {n_weak} of {n_classes} "
-        f"classes are at or below it: it has learnt next to nothing. Raise experts.epochs or mend experts.learning_rate; experts.accuracy_floor "
+        f"classes are at or below it: it has learnt next to nothing. Raise {recipe}.epochs or mend {recipe}.learning_rate; experts.accuracy_floor "
         f"(now {floor} times chance) lowers this bar, and 0 removes it."
     )

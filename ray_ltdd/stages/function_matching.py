@@ -78,7 +78,7 @@ def match_function(
     views_seed, labels = derive_seed(seed, "matching-views"), labels_online(guide)
     trained = train_student(config, config.views, expert, bank, labels, n_steps, views_seed, None, backend, slot, advance, draw_positions=draw)
     class_accuracy_K = training_accuracy(trained.tested, bank, len(count_K), backend)
-    check_above_chance(class_accuracy_K, accuracy_floor)
+    check_above_chance(class_accuracy_K, accuracy_floor, config.section)
     return Payload(trained.tested.state_dict(), {"training_accuracy_K": class_accuracy_K.tolist(), "n_steps": n_steps})
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from ray_ltdd.artifacts import CheckpointSlot, Payload
+import torch
+
+from ray_ltdd.artifacts import Artifact, CheckpointSlot, Payload
 from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.executor import Task
 from ray_ltdd.seeding import derive_seed
@@ -56,6 +58,16 @@ def run_expert(
         given = (expert, imitated, bank, bench.count_K, bench.backend, seed)
         return function_matching.match_function(matching, *given, slot, advance, training.accuracy_floor)
     return experts.train_expert(training, expert, bank, bench.count_K, bench.backend, seed, slot, advance, ranks, imitated)
+
+
+def require_above_chance(artifact: Artifact, expert: ExpertConfig) -> None:
+    """Refuse a trained expert below `accuracy_floor`, which its key leaves out.
+
+    Raises:
+        InputError: it is below.
+    """
+    recipe = "experts" if expert.function_matching is None else expert.function_matching.section
+    experts.check_above_chance(torch.tensor(artifact.record["training_accuracy_K"], dtype=torch.float64), expert.training.accuracy_floor, recipe)
 
 
 def moments_task(config: ExperimentConfig, bench: Workbench, observer: TrainedExpert, classes: tuple[int, ...]) -> Task:

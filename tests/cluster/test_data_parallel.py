@@ -74,6 +74,7 @@ def test_two_processes_train_an_expert(whole, spec):
     payload, task, folder, done = whole
     assert sum(done) == task.n_images and len(done) > 1 and min(done) > 0
     assert payload.record["n_steps"] == task.n_images / (2 * 32)
+    assert payload.made["seconds"] > 0 and payload.made["device"] and payload.made["peak_memory_mb"] > 0, "what a plan reads is the processes' own"
     expert = spec.open().new_expert(task.inputs["model"], 0)
     expert.load_state_dict(payload.tensors)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["expert.safetensors"], "nothing but the checkpoint is left"
@@ -119,11 +120,11 @@ def test_what_was_left_for_a_driver_that_died_is_taken(whole, spec, tmp_path):
     payload, task, _, _ = whole
     checkpoint = tmp_path / "checkpoints" / "expert.safetensors"
     tensors = {f"tensor/{name}": tensor for name, tensor in payload.tensors.items()}
-    record = torch.tensor(list(json.dumps(payload.record).encode()), dtype=torch.uint8)
-    Assignment(task, spec, checkpoint, 0.0, 1).outcome().offer(lambda: {**tensors, "record": record})
+    told = torch.tensor(list(json.dumps({"record": payload.record, "made": payload.made}).encode()), dtype=torch.uint8)
+    Assignment(task, spec, checkpoint, 0.0, 1).outcome().offer(lambda: {**tensors, "told": told})
     done = []
     again, _ = train(spec, tmp_path, done.append)
-    assert done == [task.n_images] and again.record == payload.record and list(checkpoint.parent.iterdir()) == []
+    assert done == [task.n_images] and (again.record, again.made) == (payload.record, payload.made) and list(checkpoint.parent.iterdir()) == []
     assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in payload.tensors.items())
 
 

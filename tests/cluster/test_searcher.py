@@ -14,11 +14,13 @@ from ray.tune.search import Searcher
 from tiny_sweeps import sweep_of
 
 from ray_ltdd.cluster.pruning import RungPruner, make_pruner
+from ray_ltdd.cluster.records import write_all_rows
 from ray_ltdd.cluster.searcher import ReportingScheduler, StudySearcher
-from ray_ltdd.cluster.studies import INTERRUPTED, JOURNAL, done_trials, open_journal, open_studies
+from ray_ltdd.cluster.studies import INTERRUPTED, JOURNAL, Studies, found_studies, open_journal, open_studies
 from ray_ltdd.cluster.sweep import retire
 from ray_ltdd.cluster.trial import Final, TrialSetup
 from ray_ltdd.errors import InputError
+from ray_ltdd.results.rows import read_rows
 from ray_ltdd.search.cells import interleave
 from ray_ltdd.search.config import PrunerConfig
 
@@ -98,7 +100,37 @@ def test_a_killed_driver_is_continued_as_if_nothing_had_happened(tmp_path, kills
         points = [str(study.point(trial)) for trial in study.counted()]
         assert len(set(points)) == len(points) == 6
     assert Driver(sweep).run() == []
-    assert done_trials(sweep) == {cell.name: 6 for cell in sweep.cells}
+    assert [(study.cell, study.n_done()) for study in found_studies(sweep)] == [(cell, 6) for cell in sweep.cells]
+
+
+def test_a_point_that_couples_settings_badly_is_a_failed_trial_and_no_more(tmp_path):
+    """Only the value between the ends makes one teacher of two: a space's check does not see it."""
+    width = {"teacher.model.width": {"low": 4, "high": 20, "step": 8}}
+    same = {"set": {"more_teachers": [{"model": {"architecture": "convnet", "depth": 2, "width": 12}}], "teacher.model.depth": 2}}
+    sweep = sweep_of(tmp_path, search=width, warm_start={"defaults": False}, cells={"split.imbalance_factor": [5]}, **same)
+    (study,) = open_studies(sweep, open_journal(_made(sweep.folder) / JOURNAL))
+    study.study.enqueue_trial({"teacher.model.width": 12})
+    trial, point = study.ask(None)
+    with pytest.raises(InputError, match="would count twice"):
+        study.cell.trial(point)
+    study.fail(trial, "would count twice")
+    setup = TrialSetup(sweep.config.name, sweep.folder, "group", {cell.name: cell for cell in sweep.cells}, ())
+    write_all_rows(Studies({study.cell.name: study}), setup)
+    (row,) = read_rows(sweep.folder / "results").to_pylist()
+    assert (row["state"], row["reason"], row["params"]) == ("failed", "would count twice", json.dumps(point))
+
+
+def test_trials_whose_folders_were_deleted_get_no_second_row(tmp_path):
+    sweep = sweep_of(tmp_path, cells={"split.imbalance_factor": [5]})
+    driver = Driver(sweep)
+    driver.run(2)
+    write_all_rows(driver.studies, TrialSetup(sweep.config.name, sweep.folder, "group", {cell.name: cell for cell in sweep.cells}, ()))
+    assert not (sweep.folder / "results").exists()
+
+
+def _made(folder):
+    folder.mkdir(parents=True)
+    return folder
 
 
 def test_a_sweep_is_extended_without_repeating_anything(tmp_path):

@@ -18,7 +18,7 @@ from tiny_sweeps import sweep_file
 
 from ray_ltdd.artifacts import MANIFEST
 from ray_ltdd.cluster.hosts import list_hosts
-from ray_ltdd.cluster.studies import INTERRUPTED, JOURNAL, done_trials, open_journal, open_studies
+from ray_ltdd.cluster.studies import INTERRUPTED, JOURNAL, found_studies, open_journal, open_studies
 from ray_ltdd.cluster.sweep import run_sweep
 from ray_ltdd.data.belonging import RECORD
 from ray_ltdd.errors import InputError
@@ -227,7 +227,9 @@ def test_the_plan_starts_nothing_and_knows_what_is_done(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert [cell["n_trials"] for cell in plan["cells"]] == [1, 1] and plan["compute_seconds"] > 0
-    assert done_trials(load_sweep(sweep_file(tmp_path, **SWEEP))) == {} and not (tmp_path / "runs").exists()
+    nothing = json.loads(cli("sweep", str(finished.path), *OVERRIDES, "--plan", "--json").stdout)
+    assert [(cell["n_trials"], cell["n_finals"]) for cell in nothing["cells"]] == [(0, 0)] * 2 and nothing["stages"] == []
+    assert found_studies(load_sweep(sweep_file(tmp_path, **SWEEP))) == [] and not (tmp_path / "runs").exists()
 
 
 def test_a_sweep_does_not_go_on_with_other_data(tmp_path):

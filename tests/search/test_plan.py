@@ -11,6 +11,7 @@ from sweeps import write
 from ray_ltdd import pipeline
 from ray_ltdd.artifacts import MANIFEST
 from ray_ltdd.config import validate
+from ray_ltdd.data.prepare import DataConfig, prepare_dataset
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import SilentReporter
 from ray_ltdd.runs import open_run
@@ -93,6 +94,17 @@ def test_the_sizes_of_classes_are_the_drawn_ones(finished, tmp_path):
     assert training_counts(validate({"data": {"root": str(tmp_path), "dataset": "parquet"}}, "x")) is None
 
 
+def test_sizes_are_those_of_the_preparation_that_is_asked_for(tmp_path):
+    """Digits have no test part of their own: how many are held out changes what is left."""
+    for held_out in (None, 100):
+        prepare_dataset(DataConfig(root=str(tmp_path), test_per_class=held_out))
+
+    def n_train(**data):
+        return training_counts(validate({"data": {"root": str(tmp_path), **data}, "split": {"profile": "natural"}}, "x")).sum()
+
+    assert (n_train(), n_train(test_per_class=100)) == (1797 - 500, 1797 - 1000)
+
+
 def test_too_large_a_validation_part_is_noticed_while_planning(finished, tmp_path):
     _, _, data = finished
     changes = {"set": {"data.root": str(data)}, "set_in_trials": {"split.validation_per_class": 30}, "cells": {"split.imbalance_factor": [10]}}
@@ -140,6 +152,27 @@ def test_work_is_what_the_executor_reports(finished):
         work[stage_run.kind.stage] += stage_run.work
     assert (work["experts"], work["calibrate"], work["select_crops"]) == (reported["Experts"], reported["Calibrate"], reported["Select crops"])
     assert (work["recover"], work["students"]) == (reported["Recover"], reported["Students"])
+
+
+def test_a_student_trained_in_parts_is_planned_part_by_part(finished):
+    """A part holds all that its training goes on from: several times a student's bytes."""
+    experiments, store, data = finished
+    again = store.parent / "parts"
+    plain = experiments[0]
+    config = plain.model_copy(
+        update={
+            "output": plain.output.model_copy(update={"store": str(again)}),
+            "evaluate": plain.evaluate.model_copy(update={"epochs": 7}),
+        }
+    )
+    run = open_run(config, SilentReporter())
+    distilled = pipeline.distil(config, run.bench, run.executor)
+    *_, last = pipeline.train_in_parts(config, run.bench, run.executor, distilled, (2, 5))
+    pipeline.evaluate(config, run.bench, run.executor, distilled, last)
+    predicted = [run for run in stage_runs(config, training_counts(config), (2, 5)) if run.kind.stage in ("students", "student_parts")]
+    measured = [cost for cost in read_costs(again, data) if cost.kind.stage in ("students", "student_parts")]
+    assert Counter((run.kind, run.work, run.size) for run in predicted) == Counter((cost.kind, cost.work, cost.size) for cost in measured)
+    assert len({run.identity for run in predicted}) == len(predicted) == 2 + 4
 
 
 def test_what_was_just_measured_is_estimated_to_cost_the_same(finished):
@@ -228,6 +261,11 @@ def test_a_plan_counts_cells_trials_and_shared_experts(finished, tmp_path):
     later = plan_sweep(sweep, done={cell.name: 7 for cell in sweep.cells})
     assert later.n_trials == 0 and {s.stage: len(s.runs) for s in later.stages}["experts"] == 4
     assert plan_sweep(sweep) == plan
+    first = sweep.cells[0].name
+    tested = plan_sweep(sweep, done={cell.name: 7 for cell in sweep.cells}, tested={first: {("winner", 0), ("defaults", 0), ("winner", 1)}})
+    assert [cell.n_finals for cell in tested.cells] == [1, 4, 4, 4]
+    # another winner may be found
+    assert plan_sweep(sweep, tested={first: {("winner", 0)}}).n_finals == 16
 
 
 def test_experts_in_the_store_are_not_planned_again(finished, tmp_path):

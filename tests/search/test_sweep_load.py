@@ -307,6 +307,14 @@ def test_addresses_where_folders_are_needed_are_refused_wherever_they_stand(tmp_
     assert said and all(line.endswith(f"data.root (it is 's3://b/x'): {reason}") for line in said)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("..", "name (it is '..')"), (".", "name (it is '.')"), ("store", "the sweep's folder would be that of the artifact store")]
+)
+def test_names_whose_folder_would_be_another_are_refused(tmp_path, name, said):
+    (problem,) = problems(write(tmp_path, {"name": name}))
+    assert said in problem
+
+
 @pytest.mark.parametrize("override", ["x=1", "set", "cells=5", "search=[1]", "set.recover.steps={a: 1}"])
 def test_bad_overrides_are_sentences(tmp_path, override):
     with pytest.raises(InputError):

@@ -116,5 +116,5 @@ def test_errors_name_the_settings_of_function_matching(tmp_path):
     sentence = r"^a teacher's loss became NaN or infinite: lower teacher\.function_matching\.learning_rate \(now 1e\+30\)\.$"
     with pytest.raises(InputError, match=sentence):
         match(tmp_path / "c", CONFIG.model_copy(update={"learning_rate": 1e30, "epochs": 6}))
-    with pytest.raises(InputError, match="accuracy on its own training images"):
+    with pytest.raises(InputError, match=r"Raise teacher\.function_matching\.epochs or mend teacher\.function_matching\.learning_rate"):
         match(tmp_path / "d", CONFIG.model_copy(update={"epochs": 1}), accuracy_floor=1000.0)
