@@ -56,6 +56,9 @@ class ExpertHost:
             self._store = ArtifactStore(spec.store_root, spec.checkpoint_seconds)
         except InputError as error:
             return Failure(str(error), None, False, 0.0)
+        except (OSError, RuntimeError) as error:
+            # a mount that refuses, a GPU that is broken
+            return Failure(f"the expert host on {node} cannot start: {type(error).__name__}: {error}.", None, False, 0.0)
         context = ray.get_runtime_context()
         device = torch.cuda.get_device_name() if has_gpu else "cpu"
         self._facts = HostFacts(node, context.get_node_id(), os.getpid(), device, str(context.get_node_labels().get("tier", "")), spec.title)

@@ -141,7 +141,8 @@ def _named_bases(bases: list[tuple[str, dict[str, Any]]], cells: Mapping[str, An
     """Call bases by their datasets, or by their files where that would not tell them, or the cells, apart."""
     datasets = [(values.get("data") or {}).get("dataset", DataConfig().dataset) for _, values in bases]
     distinct = len(set(datasets)) == len(bases) and "data.dataset" not in cells
-    return [(dataset if distinct else Path(base).stem, values) for dataset, (base, values) in zip(datasets, bases, strict=True)]
+    # that it is text is checked later
+    return [(str(dataset) if distinct else Path(base).stem, values) for dataset, (base, values) in zip(datasets, bases, strict=True)]
 
 
 def _base_values(base: str, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -300,6 +300,11 @@ def test_the_base_is_checked_as_a_run_checks_it(tmp_path):
     assert problems(path) == [f"{tmp_path / 'base.yaml'}: there is no setting 'recover.stepz': did you mean 'recover.steps'?"]
 
 
+def test_a_dataset_that_is_no_text_is_a_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"data\.dataset \(it is 5\)"):
+        load_sweep(write(tmp_path, base={**BASE, "data": {}}), ["data.dataset=5"])
+
+
 def test_addresses_where_folders_are_needed_are_refused_wherever_they_stand(tmp_path):
     reason = "addresses with s3:// are not supported, a folder that all nodes see (on a mounted file system) is needed."
     assert problems(write(tmp_path, {"output": {"root": "s3://b/x"}})) == [f"output.root (it is 's3://b/x'): {reason}"]
