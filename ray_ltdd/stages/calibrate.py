@@ -107,12 +107,12 @@ def class_moments(
     moments: list[ClassMoments] = []
     for position_B, row_B in class_batches(bank.label_N.cpu(), classes, config.batch_size, seed):
         _, layers = observe(bank.take(position_B))
-        row_B = row_B.to(backend.device)
+        n_images, row_B = int((row_B >= 0).sum()), row_B.to(backend.device)
         if not moments:
             moments = [ClassMoments(len(classes), mean_BF.shape[1], config.momentum, backend.device) for mean_BF, _ in layers]
         for layer, (mean_BF, var_BF) in zip(moments, layers, strict=True):
             layer.update(mean_BF, var_BF, row_B)
-        advance(int((row_B >= 0).sum()))
+        advance(n_images)
     tensors = {"count": moments[0].count_K}
     for name, layer in zip(observe.layers, moments, strict=True):
         tensors[f"{name}/mean"], tensors[f"{name}/var"], _ = layer.compute()

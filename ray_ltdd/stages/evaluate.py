@@ -299,7 +299,8 @@ def labels_per_view(load_chunk: Callable[[int], torch.Tensor], chunks: Sequence[
             # the last one goes before the next one comes
             held.clear()
             held[number] = load_chunk(number).flatten(0, 1).to(device)
-        return held[number][step]
+        # a row of its own: whoever keeps it (a replayed step does) would keep the chunk
+        return held[number][step].clone()
 
     def as_fetched(
         view_BCHW: torch.Tensor, index_B: torch.Tensor, partner_B: torch.Tensor, lambda_B: torch.Tensor, fetched: torch.Tensor | None

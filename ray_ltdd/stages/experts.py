@@ -199,7 +199,9 @@ def train_expert(
             set_rate(optimizer, config.learning_rate * cosine_with_warmup(t, n_all, config.warmup_share))
             loss = train_step(row_S[step : step + 1], alpha, *draws.tensors(), *shapes.tensors())
             advance(2 * config.batch_size)
-        if not ranks.all_true(loss.isfinite()):
+        # the loss is of the weights before the last step
+        weights_finite = torch.stack([weight.isfinite().all() for weight in expert.parameters()]).all()
+        if not ranks.all_true(loss.isfinite() & weights_finite):
             raise InputError(
                 f"the expert's loss became NaN or infinite in epoch {epoch + 1} of {config.epochs}: "
                 f"lower experts.learning_rate (now {config.learning_rate}) or set experts.gradient_clip."

@@ -248,6 +248,8 @@ def test_stored_labels_are_replayed_on_exactly_their_views(tmp_path, epochs_per_
 
     train(tmp_path / "c", soft=SoftLabels(checked, stored.fetch), n_steps=3 * 4 * 2 + 5, n_view_epochs=4)
     assert n_batches(VIEWS, 22) == 3 and len(seen) == 29 and loaded == expected
+    row_BK = stored.fetch(0)
+    assert row_BK.untyped_storage().nbytes() == row_BK.numel() * row_BK.element_size(), "whoever keeps a row does not keep its chunk"
     assert torch.equal(seen[0], seen[12]) and torch.equal(seen[4], seen[28]) and not torch.equal(seen[0], seen[3])
 
 

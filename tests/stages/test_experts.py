@@ -240,6 +240,13 @@ def test_training_refuses_an_expert_that_has_learnt_nothing(tmp_path):
         train(ExpertTraining(**TINY | {"epochs": 1, "learning_rate": 1e-9, "accuracy_floor": 5.0}), slot_at(tmp_path))
 
 
+def test_weights_that_the_last_step_ruined_are_refused(tmp_path):
+    """The loss of the only step is that of the weights before it."""
+    ruinous = {"epochs": 1, "batch_size": 10**6, "warmup_share": 0.0, "learning_rate": 1e38, "weight_decay": 1e6}
+    with pytest.raises(InputError, match="became NaN or infinite in epoch 1 of 1"):
+        train(ExpertTraining(**TINY | ruinous), slot_at(tmp_path))
+
+
 def test_training_accuracy_looks_at_most_at_so_many_of_a_class():
     class Always(torch.nn.Module):
         def forward(self, image_NCHW):
