@@ -3,11 +3,12 @@
 Legend: N images, K classes.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,47 @@ MOST_TRAINING_IMAGES_SCORED = 100
 """Of each class, in the part `balanced_train`."""
 
 N_STORED_BANKS = 4
+N_EXPERTS = 16
+N_FUNCTIONS = 12
+"""Kept at a time: a process that serves a sweep meets other distilled sets, and maybe other experts, in every trial."""
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """The things used last, by name; what was used longest ago is let go."""
+
+    def __init__(self, n: int, let_go: Callable[[T], object] = lambda thing: None) -> None:
+        """Args: how many are kept; called with each that is let go."""
+        self._n = n
+        self._let_go = let_go
+        self._things: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, name: Hashable, make: Callable[[], T]) -> T:
+        """Return the thing of that name, made where it is not kept."""
+        if name not in self._things:
+            self._things[name] = make()
+        self._things.move_to_end(name)
+        while len(self._things) > self._n:
+            self._let_go(self._things.popitem(last=False)[1])
+        return self._things[name]
+
+    def clear(self) -> None:
+        """Let go of all."""
+        while self._things:
+            self._let_go(self._things.popitem()[1])
+
+    def __len__(self) -> int:
+        """How many are kept now."""
+        return len(self._things)
+
+
+@dataclass(frozen=True)
+class _Function:
+    """Something that is called, and what ends with it."""
+
+    called: Any
+    context: ExitStack = field(default_factory=ExitStack)
 
 
 def split_payload(split: LongTailedSplit) -> Payload:
@@ -99,11 +141,10 @@ class Workbench:
     split: LongTailedSplit
     spec: WorkbenchSpec
     _banks: dict[str, ImageBank] = field(default_factory=dict)
-    _stored_banks: dict[str, ImageBank] = field(default_factory=dict)
-    _experts: dict[str, Expert] = field(default_factory=dict)
+    _stored_banks: Recent[ImageBank] = field(default_factory=lambda: Recent(N_STORED_BANKS))
+    _experts: Recent[Expert] = field(default_factory=lambda: Recent(N_EXPERTS))
     _blueprints: dict[str, Expert] = field(default_factory=dict)
-    _functions: dict[tuple[str, ...], Any] = field(default_factory=dict)
-    _contexts: ExitStack = field(default_factory=ExitStack)
+    _functions: Recent[_Function] = field(default_factory=lambda: Recent(N_FUNCTIONS, lambda function: function.context.close()))
 
     @cached_property
     def backend(self) -> Backend:
@@ -161,17 +202,15 @@ class Workbench:
 
     def stored_bank(self, artifact: Artifact) -> ImageBank:
         """The images of an artifact with `image` (uint8 [N, C, H, W]) and `label` (int64 [N])."""
-        if artifact.digest not in self._stored_banks:
+
+        def read() -> ImageBank:
             tensors = artifact.tensors()
-            self._stored_banks[artifact.digest] = bank_of(tensors["image"], tensors["label"], self.backend.device)
-            while len(self._stored_banks) > N_STORED_BANKS:
-                # a process that serves a sweep meets another distilled set in every trial
-                del self._stored_banks[next(iter(self._stored_banks))]
-        return self._stored_banks[artifact.digest]
+            return bank_of(tensors["image"], tensors["label"], self.backend.device)
+
+        return self._stored_banks.get(artifact.digest, read)
 
     def release(self) -> None:
         """Drop everything that is loaded, on the device too; it is loaded again when it is used."""
-        self._contexts.close()
         for kept in (self._banks, self._stored_banks, self._experts, self._functions):
             kept.clear()
         self.backend.forget()
@@ -199,28 +238,31 @@ class Workbench:
 
     def expert(self, trained: TrainedExpert) -> Expert:
         """A trained expert: frozen, in evaluation mode, on the device."""
-        digest = trained.artifact.digest
-        if digest not in self._experts:
-            self._experts[digest] = self._load(trained)
-        return self._experts[digest]
+        return self._experts.get(trained.artifact.digest, lambda: self._load(trained))
 
     def observation(self, observer: TrainedExpert, kind: MonitorKind, n_passes: int) -> Observation:
         """The observer with its layers watched; compiled where `n_passes` forward passes earn it back, once for all tasks."""
         flops = n_passes * self._flops(observer)
         name = ("observation", observer.artifact.digest, kind, str(self.backend.worth_compiling(flops)))
-        if name not in self._functions:
+
+        def watch() -> _Function:
+            context = ExitStack()
             # a copy of its own: the hooks must not slow the same expert down where it serves as teacher
-            context = observing(self._load(observer), kind, self.backend, flops)
-            self._functions[name] = self._contexts.enter_context(context)
-        return self._functions[name]
+            return _Function(context.enter_context(observing(self._load(observer), kind, self.backend, flops)), context)
+
+        observation: Observation = self._functions.get(name, watch).called
+        return observation
 
     def teacher(self, teachers: Sequence[TrainedExpert], n_passes: int) -> Logits:
         """The mean of the teachers' logits; compiled where `n_passes` forward passes earn it back, once for all tasks."""
         flops = n_passes * sum(self._flops(teacher) for teacher in teachers)
         name = ("teacher", *(t.artifact.digest for t in teachers), str(self.backend.worth_compiling(flops)))
-        if name not in self._functions:
-            self._functions[name] = mean_logits([self.expert(teacher) for teacher in teachers], self.backend, flops)
-        return self._functions[name]
+
+        def average() -> _Function:
+            return _Function(mean_logits([self.expert(teacher) for teacher in teachers], self.backend, flops))
+
+        logits: Logits = self._functions.get(name, average).called
+        return logits
 
     def _flops(self, trained: TrainedExpert) -> float:
         return forward_flops(self.expert(trained), self.prepared.channels, self.prepared.image_size)
