@@ -31,10 +31,10 @@ def write_folder():
 def write_parquet():
     """Write one Parquet file in the hub's schema; row i holds `pixels(first + i)`."""
 
-    def write(path, labels, names=("cat", "dog"), first=0, image="image", label="label", row_group_size=3, size=(12, 12)):
+    def write(path, labels, names=("cat", "dog"), first=0, image="image", label="label", row_group_size=3, size=(12, 12), kind=None):
         images = [{"bytes": encode(first + i, size=size), "path": f"{i}.png"} for i in range(len(labels))]
         struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        table = pa.table({image: pa.array(images, struct), label: pa.array(labels, pa.int64())})
+        table = pa.table({image: pa.array(images, struct), label: pa.array(labels, kind or pa.int64())})
         if names is not None:
             features = {image: {"_type": "Image"}, label: {"_type": "ClassLabel", "names": list(names)}}
             table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})

@@ -133,15 +133,17 @@ def _read_labels(shards: Sequence[_Shard], class_count: int | None) -> np.ndarra
     for shard in shards:
         with _parquet_errors(shard.path), pq.ParquetFile(shard.path) as file:
             column = file.read(columns=[shard.label_column]).column(0)
-        label_N = column.fill_null(-1).to_numpy().astype(np.int64)
-        wrong_N = (label_N < 0) | (label_N >= (np.iinfo(np.int64).max if class_count is None else class_count))
+        value_N = column.fill_null(0).to_numpy()
+        # Compared in the column's own type: a large uint64 becomes a valid label when it is cast.
+        above_N = value_N >= (np.iinfo(np.int64).max if class_count is None else class_count)
+        wrong_N = column.is_null().to_numpy() | (value_N < 0) | above_N
         if wrong_N.any():
             row = int(np.argmax(wrong_N))
-            allowed = "0 or more" if class_count is None else f"0 to {class_count - 1}"
+            allowed = "0 to K-1 for K classes" if class_count is None else f"0 to {class_count - 1}"
             raise InputError(
                 f"row {row} of {shard.path} has {shard.label_column} {column[row]}, which is not in {allowed}: correct or remove the row"
             )
-        columns.append(label_N)
+        columns.append(value_N.astype(np.int64))
     return np.concatenate(columns)
 
 

@@ -74,12 +74,31 @@ def test_label_out_of_range(tmp_path, write_parquet, label):
         ParquetSource(tmp_path).load()
 
 
+@pytest.mark.parametrize("bits", [8, 16, 32, 64])
+@pytest.mark.parametrize("sign", ["int", "uint"])
+def test_labels_of_every_integer_type(tmp_path, write_parquet, sign, bits):
+    kind = getattr(pa, f"{sign}{bits}")()
+    path = write_parquet(tmp_path / "train.parquet", [0, 1, 1, 0], kind=kind)
+    label_N = ParquetSource(path).load().train.label_N
+    assert label_N.tolist() == [0, 1, 1, 0] and label_N.dtype == np.int64
+    write_parquet(path, [0, 1, None], kind=kind)
+    with pytest.raises(InputError, match=r"row 2 of .* has label None, which is not in 0 to 1"):
+        ParquetSource(path).load()
+
+
+@pytest.mark.parametrize("label", [2**63 - 1, 2**63, 2**64 - 1])
+def test_a_label_that_no_class_can_have(tmp_path, write_parquet, label):
+    path = write_parquet(tmp_path / "train.parquet", [0, label], names=None, kind=pa.uint64())
+    with pytest.raises(InputError, match=rf"row 1 of .* has label {label}, which is not in 0 to K-1 for K classes: correct or remove the row"):
+        ParquetSource(path).load()
+
+
 def test_null_label_and_negative_without_names(tmp_path, write_parquet):
     write_parquet(tmp_path / "train.parquet", [0, None])
     with pytest.raises(InputError, match=r"row 1 of .* has label None, which is not in 0 to 1"):
         ParquetSource(tmp_path).load()
     write_parquet(tmp_path / "train.parquet", [0, -4], names=None)
-    with pytest.raises(InputError, match=r"row 1 of .* has label -4, which is not in 0 or more"):
+    with pytest.raises(InputError, match=r"row 1 of .* has label -4, which is not in 0 to K-1 for K classes"):
         ParquetSource(tmp_path).load()
 
 
