@@ -62,6 +62,34 @@ def test_key_and_fingerprint_follow_the_inputs(config, tmp_path):
     assert touched.folder != changed.folder and touched.fingerprint == changed.fingerprint
 
 
+@pytest.mark.parametrize("dataset", ["image_folder", "parquet"])
+def test_datasets_that_agree_in_names_sizes_and_times_are_told_apart(tmp_path, write_folder, write_parquet, dataset):
+    config = DataConfig(dataset=dataset, root=str(tmp_path / "root"), image_size=12)
+    prepared = []
+    for source, number in ((tmp_path / "a", 0), (tmp_path / "b", 10)):
+        for part in ("train", "test"):
+            for i in (0, 1):
+                (source / part / "xy"[i]).mkdir(parents=True)
+                (source / part / "xy"[i] / "0.ppm").write_bytes(encode(number + i, "PPM"))
+            write_parquet(source / f"{part}.parquet", [0, 1], first=number)
+        for path in source.rglob("*"):
+            os.utime(path, ns=(5, 5))
+        prepared.append(prepare_dataset(config.model_copy(update={"path": str(source)})))
+    sizes = [[path.stat().st_size for path in sorted((tmp_path / name).rglob("*.p*"))] for name in "ab"]
+    assert sizes[0] == sizes[1]
+    for number, images in zip((0, 10), prepared, strict=True):
+        np.testing.assert_array_equal(images.train.image_NCHW[1], pixels(number + 1).transpose(2, 0, 1))
+
+
+def test_a_dataset_moved_elsewhere_keeps_its_fingerprint(config, tmp_path):
+    first = prepare_dataset(config)
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    moved = prepare_dataset(config.model_copy(update={"path": str(tmp_path / "elsewhere")}))
+    assert moved.folder != first.folder and moved.fingerprint == first.fingerprint
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert prepare_dataset(config.model_copy(update={"path": str(tmp_path / "link")})).folder == moved.folder
+
+
 @pytest.mark.parametrize("damage", ["train_images.npy", "test_labels.npy", "prepared.json", "missing"])
 def test_damage_is_noticed_and_repaired(config, damage):
     first = prepare_dataset(config)

@@ -57,7 +57,7 @@ class Source(Protocol):
         ...
 
     def identity(self) -> dict[str, object]:
-        """Return plain data that changes when the source's files do, without reading them.
+        """Return plain data that changes when the source's files do or lie elsewhere, without reading them.
 
         Raises:
             InputError: the files are not there.
@@ -110,13 +110,16 @@ def reading(what: object) -> Iterator[None]:
 
 
 def file_identity(paths: Iterable[Path]) -> list[list[object]]:
-    """Return name, bytes and modification time (ns) of each file or folder."""
+    """Return place, bytes and modification time (ns) of each file or folder.
+
+    The place is the resolved path: two datasets may agree in all names, sizes and times (such as unpacked bitmaps).
+    """
     stats = [(path, path.stat()) for path in paths]
-    return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
 
 def folder_identity(folder: Path, each_file: bool) -> str:
-    """Return a SHA-256 over names and times of the class folders, with `each_file` also those of all files.
+    """Return a SHA-256 over names, places and times of the class folders, with `each_file` also names, sizes and times of all files.
 
     A folder's time changes when files are added or removed, so the published trees, which nobody edits in place, need
     only the cheap form.
@@ -124,7 +127,7 @@ def folder_identity(folder: Path, each_file: bool) -> str:
     digest = hashlib.sha256()
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir():
-            digest.update(f"{entry.name}/{entry.stat().st_mtime_ns}\n".encode())
+            digest.update(f"{entry.name}/{os.path.realpath(entry.path)}/{entry.stat().st_mtime_ns}\n".encode())
             files = sorted(os.scandir(entry.path), key=lambda file: file.name) if each_file else []
             for file in files:
                 digest.update(f"{file.name}/{file.stat().st_size}/{file.stat().st_mtime_ns}\n".encode())

@@ -43,7 +43,7 @@ class TorchvisionSource:
         self.description = f"torchvision's {archive.__name__} in {root}"
 
     def identity(self) -> dict[str, object]:
-        """Return the archive's name, and name, bytes and time of its files where they are the user's."""
+        """Return the archive's name, and place, bytes and time of its files where they are the user's."""
         identity: dict[str, object] = {"torchvision": self._archive.__name__}
         if not self._download:
             identity["files"] = file_identity(sorted((self._root / self._archive.base_folder).iterdir()))

@@ -33,7 +33,7 @@ class ListFileSource:
         return [self._root / TRAIN_LIST, *([] if test is None else [test])]
 
     def identity(self) -> dict[str, object]:
-        """Return name, bytes and time of the lists."""
+        """Return place, bytes and time of the lists."""
         return {"lists": file_identity(self._lists())}
 
     def load(self) -> Contents:

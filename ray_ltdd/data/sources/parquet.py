@@ -68,7 +68,7 @@ class ParquetSource:
         return train, test or validation
 
     def identity(self) -> dict[str, object]:
-        """Return name, bytes and time of the files.
+        """Return place, bytes and time of the files.
 
         Raises:
             InputError: there is no train*.parquet.

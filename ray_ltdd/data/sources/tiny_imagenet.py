@@ -116,7 +116,7 @@ class TinyImageNetSource:
         raise InputError(f"Tiny-ImageNet is not at {self._path}: {self._how_to_get}")
 
     def identity(self) -> dict[str, object]:
-        """Return name, bytes and time of the zip, or of the class folders and the lists.
+        """Return place, bytes and time of the zip, or of the class folders and the lists.
 
         Raises:
             InputError: neither is there.
