@@ -106,7 +106,7 @@ def profile_rows(split: LongTailedSplit, class_names: Sequence[str]) -> Table:
 
 def _name_bars(axes: Axes, count_K: np.ndarray, names: list[str]) -> None:
     slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(names) > 10 or max(map(len, names)) > 10 else {}
-    axes.set_xticks(range(len(names)), [name if len(name) <= 24 else name[:23] + "…" for name in names], **slanted)
+    axes.set_xticks(range(len(names)), [name if len(name) <= 24 else name[:23] + "…" for name in names], parse_math=False, **slanted)
     axes.set_xlabel("class, largest first")
     for x, count in enumerate(count_K):
         axes.annotate(str(count), (x, count), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)

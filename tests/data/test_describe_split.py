@@ -67,3 +67,9 @@ def test_terminal_chart_of_many_classes_keeps_both_ends(drawn):
 def test_class_names_are_not_read_as_markup(drawn):
     split, _ = with_classes(drawn[1], 2)
     assert "[bold]odd[/]" in rendered(profile_rows(split, ["[bold]odd[/]", "even"]))
+
+
+def test_class_names_are_not_read_as_mathematics(tmp_path, drawn):
+    split, _ = with_classes(drawn[1], 3)
+    profile_figure(split, ["a$b_", "c$d^$", "$x_$"], tmp_path / "profile.png")
+    assert (tmp_path / "profile.png").is_file()
