@@ -93,11 +93,16 @@ def class_counts(config: SplitConfig, available_K: np.ndarray, class_names: Sequ
     wanted_K = _wanted_counts(config, available_K, benchmark_head_count)
     short_K = np.flatnonzero(wanted_K > available_K)
     if len(short_K) and not config.allow_fewer:
-        raise InputError(_too_few(config, wanted_K, available_K, class_names, int(short_K[0])))
+        k = int(short_K[0])
+        aside = f" beside the {config.validation_per_class} for validation" if config.validation_per_class else ""
+        raise InputError(
+            f"class {class_names[k]!r} needs {wanted_K[k]} training images for split.profile={config.profile} but the "
+            f"source offers {available_K[k]}{aside}: set {_remedies(config, wanted_K, available_K, benchmark_head_count)}"
+        )
     count_K = np.minimum(wanted_K, available_K)
     if (count_K < 1).any():
         k = int(np.argmin(count_K))
-        remedy = "add images" if available_K[k] < 1 else "lower split.imbalance_factor or raise split.head_count"
+        remedy = "add images" if available_K[k] < 1 else f"set {_remedies(config, wanted_K, available_K, benchmark_head_count)}"
         raise InputError(f"class {class_names[k]!r} is left with no training image (the source offers {available_K[k]}): {remedy}")
     return count_K
 
@@ -168,16 +173,23 @@ def _floor(value_K: np.ndarray) -> np.ndarray:
     return np.floor(value_K * (1 + 1e-12)).astype(np.int64)
 
 
-def _too_few(config: SplitConfig, wanted_K: np.ndarray, available_K: np.ndarray, class_names: Sequence[str], k: int) -> str:
-    remedy = "a smaller count"
-    if config.profile != "counts":
-        fitting = int(_floor((available_K / _shares(config, len(available_K))).min(keepdims=True))[0])
-        remedy = f"split.head_count of at most {fitting}"
-    aside = f" beside the {config.validation_per_class} for validation" if config.validation_per_class else ""
-    return (
-        f"class {class_names[k]!r} needs {wanted_K[k]} training images for split.profile={config.profile} but the "
-        f"source offers {available_K[k]}{aside}: set split.allow_fewer=true or {remedy}"
-    )
+def _remedies(config: SplitConfig, wanted_K: np.ndarray, available_K: np.ndarray, benchmark_head_count: int | None) -> str:
+    """Return the settings each of which gives every class an image: a remedy never leads to the next error."""
+    if config.profile == "counts":
+        return "split.allow_fewer=true or a smaller count"
+    remedies = []
+    if benchmark_head_count is None:
+        remedies.append("split.profile=natural to take all there are (if the dataset is long-tailed already)")
+    if wanted_K.min() >= 1:
+        remedies.append("split.allow_fewer=true")
+    else:
+        fewer = "" if config.allow_fewer else " with split.allow_fewer=true"
+        remedies.append(f"split.imbalance_factor of at most {wanted_K.max()}{fewer}")
+    share_K = _shares(config, len(available_K))
+    lowest, highest = int(np.ceil(1 / share_K.min())), int(_floor((available_K / share_K).min(keepdims=True))[0])
+    if lowest <= highest:
+        remedies.append(f"split.head_count of {lowest} to {highest}")
+    return " or ".join(remedies)
 
 
 def _class_order(config: SplitConfig, label_N: np.ndarray, k: int) -> np.ndarray:

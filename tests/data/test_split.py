@@ -1,3 +1,4 @@
+import re
 from fractions import Fraction
 from math import floor
 
@@ -102,7 +103,7 @@ def test_too_few_images_name_class_numbers_and_remedy():
     config, available_K = SplitConfig(imbalance_factor=10, validation_per_class=7), np.array([100, 20, 30])
     message = (
         r"class 'class1' needs 31 training images for split.profile=exponential but the source offers 20 beside the 7 "
-        r"for validation: set split.allow_fewer=true or split.head_count of at most 63"
+        r"for validation: set split.allow_fewer=true or split.head_count of 10 to 63"
     )
     with pytest.raises(InputError, match=message):
         class_counts(config, available_K, named(3), 100)
@@ -112,11 +113,49 @@ def test_too_few_images_name_class_numbers_and_remedy():
     assert class_counts(fitting, available_K, named(3)).tolist() == [63, 19, 6]
 
 
+REMEDY = re.compile(r"split\.(\w+)(?:=(\w+)| of (?:at most )?(\d+)(?: to (\d+))?)(?: with split\.(allow_fewer)=true)?")
+
+
+def remedies_of(error, config):
+    """The settings that each remedy of an error's sentence stands for; of a range both ends."""
+    for name, word, first, last, fewer in REMEDY.findall(str(error).partition(": set ")[2]):
+        aside = {"allow_fewer": True} if fewer else {}
+        for value in filter(None, (word, first, last)):
+            yield SplitConfig(**{**config.model_dump(), name: True if value == "true" else value, **aside})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    available=st.lists(st.integers(1, 300), min_size=1, max_size=12),
+    profile=st.sampled_from(["exponential", "step"]),
+    factor=st.one_of(st.integers(1, 400), st.floats(1, 400)),
+    head_count=st.one_of(st.none(), st.integers(1, 400)),
+    benchmark_head_count=st.one_of(st.none(), st.integers(1, 400)),
+    allow_fewer=st.booleans(),
+)
+def test_no_remedy_leads_to_another_error(available, profile, factor, head_count, benchmark_head_count, allow_fewer):
+    available_K = np.array(available)
+    config = SplitConfig(profile=profile, imbalance_factor=factor, head_count=head_count, allow_fewer=allow_fewer)
+    try:
+        class_counts(config, available_K, named(len(available)), benchmark_head_count)
+    except InputError as error:
+        remedies = list(remedies_of(error, config))
+        assert remedies and (remedies[0].profile == "natural") == (benchmark_head_count is None)
+        for remedy in remedies:
+            assert class_counts(remedy, available_K, named(len(available)), benchmark_head_count).min() >= 1
+
+
+def test_own_long_tailed_data_is_told_of_the_natural_profile_first():
+    natural = r"set split.profile=natural to take all there are \(if the dataset is long-tailed already\) or "
+    with pytest.raises(InputError, match=rf"source offers 1: {natural}split.imbalance_factor of at most 20 with split.allow_fewer=true$"):
+        class_counts(SplitConfig(), np.array([1, 12, 20, 6]), named(4))
+    with pytest.raises(InputError, match=rf"'class1' is left with no training image .*: {natural}split.imbalance_factor of at most 30"):
+        class_counts(SplitConfig(), np.array([30, 30]), named(2))
+
+
 def test_a_class_without_images():
     with pytest.raises(InputError, match=r"class 'class1' is left with no training image \(the source offers 0\): add images"):
         class_counts(SplitConfig(profile="natural"), np.array([3, 0]), named(2))
-    with pytest.raises(InputError, match=r"lower split.imbalance_factor or raise split.head_count"):
-        class_counts(SplitConfig(imbalance_factor=100), np.array([30, 30]), named(2))
 
 
 @pytest.mark.parametrize(
