@@ -3,8 +3,6 @@
 Shapes: N images of a part, H W pixels, C channels, K classes.
 """
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,11 +99,11 @@ class ArrayPart:
 
 @contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Turn an `OSError` of the body into an `InputError` that says `what` cannot be read."""
+    """Turn an `OSError` of the body (an unreadable file, a link to nothing or to itself) into an `InputError` that says `what` cannot be read."""
     try:
         yield
     except OSError as error:
-        where = f" at {error.filename}" if error.filename else ""
+        where = f" at {error.filename}: restore it (or what it links to), make it readable or remove it" if error.filename else ""
         raise InputError(f"{what} cannot be read: {error.strerror or error}{where}") from error
 
 
@@ -118,24 +116,13 @@ def file_identity(paths: Iterable[Path]) -> list[list[object]]:
     return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
 
-def folder_identity(folder: Path, each_file: bool) -> str:
-    """Return a SHA-256 over names, places and times of the class folders, with `each_file` also names, sizes and times of all files.
-
-    A folder's time changes when files are added or removed, so the published trees, which nobody edits in place, need
-    only the cheap form.
-    """
-    digest = hashlib.sha256()
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            digest.update(f"{entry.name}/{os.path.realpath(entry.path)}/{entry.stat().st_mtime_ns}\n".encode())
-            files = sorted(os.scandir(entry.path), key=lambda file: file.name) if each_file else []
-            for file in files:
-                digest.update(f"{file.name}/{file.stat().st_size}/{file.stat().st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def check_contents(contents: Contents, where: object) -> Contents:
+def check_contents(contents: Contents, where: object, remedy: str = "add images") -> Contents:
     """Return `contents` unchanged if every class has an image in each part.
+
+    Args:
+        contents: to be checked.
+        where: the source's files, for the message.
+        remedy: what else than to remove the class.
 
     Raises:
         InputError: a class has none.
@@ -147,5 +134,5 @@ def check_contents(contents: Contents, where: object) -> Contents:
         empty = [contents.class_names[k] for k in np.flatnonzero(count_K == 0)]
         if empty:
             more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-            raise InputError(f"class {empty[0]!r}{more} has no {name} image in {where}: add images or remove the class")
+            raise InputError(f"class {empty[0]!r}{more} has no {name} image in {where}: {remedy} or remove the class")
     return contents

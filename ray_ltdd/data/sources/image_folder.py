@@ -3,15 +3,18 @@
 Shapes: N images.
 """
 
+import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from ray_ltdd.data.sources.base import Contents, FilePart, check_contents, folder_identity
+from ray_ltdd.data.sources.base import Contents, FilePart, check_contents
 from ray_ltdd.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -53,29 +56,67 @@ class ImageFolderSource:
             raise InputError(f"{train} has no class folders: images are expected as {train}/<class>/*.png (or .jpg)")
         if test is not None:
             _check_same_classes(class_names, train, class_folders(test), test)
-        contents = Contents(class_names, list_part(train, class_names), None if test is None else list_part(test, class_names))
-        return check_contents(contents, self._root)
+        train_part, left_out = list_part(train, class_names)
+        test_part, also_left_out = (None, []) if test is None else list_part(test, class_names)
+        _warn_of(left_out + also_left_out, self._root)
+        return check_contents(Contents(class_names, train_part, test_part), self._root, f"add images ({_SUFFIXES})")
+
+
+def folder_identity(folder: Path, each_file: bool) -> str:
+    """Return a SHA-256 over names, places and times of the class folders, with `each_file` also names, sizes and times of all images.
+
+    A folder's time changes when files are added or removed, so the published trees, which nobody edits in place, need
+    only the cheap form.
+    """
+    digest = hashlib.sha256()
+    for entry in _visible(folder):
+        if entry.is_dir():
+            digest.update(os.fsencode(f"{entry.name}/{os.path.realpath(entry.path)}/{entry.stat().st_mtime_ns}\n"))
+            for file in filter(_is_image_file, _visible(entry.path)) if each_file else ():
+                digest.update(os.fsencode(f"{file.name}/{file.stat().st_size}/{file.stat().st_mtime_ns}\n"))
+    return digest.hexdigest()
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """Return the names of `folder`'s sub-folders in order, hidden ones left out."""
-    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
+    return tuple(entry.name for entry in _visible(folder) if entry.is_dir())
 
 
-def list_part(folder: Path, class_names: tuple[str, ...]) -> FilePart:
-    """Return the image files of `folder`/<class> for each class, sorted by class, then by name."""
+def list_part(folder: Path, class_names: tuple[str, ...]) -> tuple[FilePart, list[str]]:
+    """Return the image files of `folder`/<class> for each class, sorted by class, then by name; and the paths of what else lies there."""
     paths: list[Path] = []
     counts = []
+    left_out = [entry.path for entry in _visible(folder) if not entry.is_dir()]
     for name in class_names:
-        files = sorted(entry.name for entry in os.scandir(folder / name) if is_image(entry.name))
+        entries = _visible(folder / name)
+        files = [folder / name / entry.name for entry in entries if _is_image_file(entry)]
         counts.append(len(files))
-        paths.extend(folder / name / file for file in files)
-    return FilePart(np.repeat(np.arange(len(class_names)), counts), paths)
+        paths.extend(files)
+        left_out.extend(entry.path for entry in entries if not _is_image_file(entry))
+    return FilePart(np.repeat(np.arange(len(class_names)), counts), paths), left_out
 
 
 def is_image(name: str) -> bool:
     """Return whether a file's name is that of an image (by suffix; hidden files are none)."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    return sorted((entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _is_image_file(entry: os.DirEntry[str]) -> bool:
+    # A link to nothing is one, so that reading it says which: what is lost must not be passed over.
+    return is_image(entry.name) and not entry.is_dir()
+
+
+def _warn_of(left_out: list[str], root: Path) -> None:
+    if left_out:
+        what = "1 file or folder is" if len(left_out) == 1 else f"{len(left_out)} files or folders are"
+        warnings.warn(
+            f"{what} left out of {root}, such as {left_out[0]}: images are files directly in a class's folder that end in {_SUFFIXES}",
+            stacklevel=2,
+        )
 
 
 def _check_same_classes(train_names: tuple[str, ...], train: Path, test_names: tuple[str, ...], test: Path) -> None:

@@ -1,4 +1,6 @@
 import os
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -12,14 +14,37 @@ BOTH = {"train": {"dog": 2, "cat": 3}, "test": {"dog": 1, "cat": 1}}
 @pytest.mark.parametrize("test_name", ["test", "val", "validation"])
 def test_classes_by_name_files_by_name(tmp_path, write_folder, test_name):
     root = write_folder(tmp_path, {"train": BOTH["train"], test_name: BOTH["test"]})
-    (root / "train" / "cat" / "notes.txt").write_text("not an image")
+    (root / "train" / "cat" / ".DS_Store").write_text("not an image")
     (root / "train" / ".hidden").mkdir()
-    contents = ImageFolderSource(root).load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        contents = ImageFolderSource(root).load()
     assert contents.class_names == ("cat", "dog")
     assert contents.train.label_N.tolist() == [0, 0, 0, 1, 1]
     assert contents.test.label_N.tolist() == [0, 1]
     where = [image.where for image in contents.train.images(np.array([0, 4]))]
     assert where == [str(root / "train/cat/00000.png"), str(root / "train/dog/00001.png")]
+
+
+@pytest.mark.parametrize("name", ["cat/sub/0.png", "stray.png", "cat/0.jfif", "cat/0.avif", "cat/0.tga", "cat/notes.txt", "cat/d.png/x"])
+def test_what_is_left_out_is_said(tmp_path, write_folder, name):
+    root = write_folder(tmp_path, BOTH)
+    (root / "train" / name).parent.mkdir(exist_ok=True)
+    (root / "train" / name).touch()
+    example = root / "train" / "/".join(name.split("/")[:2])
+    with pytest.warns(
+        UserWarning, match=rf"^1 file or folder is left out of {re.escape(str(root))}, such as {re.escape(str(example))}: .* end in \.bmp, "
+    ):
+        assert len(ImageFolderSource(root).load().train.paths) == 5
+
+
+def test_what_is_left_out_is_said_once(tmp_path, write_folder):
+    root = write_folder(tmp_path, BOTH)
+    write_folder(tmp_path, {"test": {"cat": 4}}, suffix=".jp2")
+    (root / "train" / "README").touch()
+    with pytest.warns(UserWarning, match=r"^5 files or folders are left out") as caught:
+        ImageFolderSource(root).load()
+    assert len(caught) == 1
 
 
 def test_without_a_test_folder_there_is_no_test_part(tmp_path, write_folder):
@@ -58,7 +83,7 @@ def test_class_without_images(tmp_path, write_folder, part, word):
     root = write_folder(tmp_path, BOTH)
     for file in (root / part / "dog").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=f"class 'dog' has no {word} image in .*: add images or remove the class"):
+    with pytest.raises(InputError, match=rf"class 'dog' has no {word} image in .*: add images \(.bmp, .*\) or remove the class"):
         ImageFolderSource(root).load()
 
 
