@@ -117,7 +117,7 @@ def file_identity(paths: Iterable[Path]) -> list[list[object]]:
 
 
 def check_contents(contents: Contents, where: object, remedy: str = "add images") -> Contents:
-    """Return `contents` unchanged if every class has an image in each part.
+    """Return `contents` unchanged if every class has an image in each part and a name that can be written.
 
     Args:
         contents: to be checked.
@@ -125,8 +125,11 @@ def check_contents(contents: Contents, where: object, remedy: str = "add images"
         remedy: what else than to remove the class.
 
     Raises:
-        InputError: a class has none.
+        InputError: a class has no image, or a name that is not Unicode (a folder's from an old archive is such).
     """
+    for name in contents.class_names:
+        if name.encode(errors="ignore").decode() != name:
+            raise InputError(f"class {name!r} in {where} has a name that is not UTF-8: rename it")
     for name, part in (("training", contents.train), ("test", contents.test)):
         if part is None:
             continue

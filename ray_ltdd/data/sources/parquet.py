@@ -80,7 +80,8 @@ class ParquetSource:
         """Read schema and labels; see `Source.load`. Without names in the metadata the classes are called 0, 1, ...
 
         Raises:
-            InputError: a file is damaged, lacks a column, has a label out of range, or other classes than the rest.
+            InputError: a file is damaged, lacks a column or has it twice, has a label out of range, or other classes than the
+            rest; there are no training rows; labels without names are not 0 to K-1.
         """
         train, test = [[_open_shard(path) for path in paths] for paths in self._files()]
         for shard in (*train, *test):
@@ -88,8 +89,10 @@ class ParquetSource:
                 raise InputError(f"{shard.path} has other class names than {train[0].path}: all files must carry the same list")
         class_names = train[0].class_names
         train_label_N = _read_labels(train, None if class_names is None else len(class_names))
+        if len(train_label_N) == 0:
+            raise InputError(f"{self._path} has no training rows: add some")
         if class_names is None:
-            class_names = tuple(map(str, range(train_label_N.max(initial=-1) + 1)))
+            class_names = _numbers(train_label_N, self._path)
         test_part = _ParquetPart(_read_labels(test, len(class_names)), test) if test else None
         return check_contents(Contents(class_names, _ParquetPart(train_label_N, train), test_part), self._path)
 
@@ -106,6 +109,9 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 def _open_shard(path: Path) -> _Shard:
     with _parquet_errors(path), pq.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
+    for name in (*IMAGE_COLUMNS, *LABEL_COLUMNS):
+        if schema.names.count(name) > 1:
+            raise InputError(f"{path} has {schema.names.count(name)} columns called {name}: rename or remove all but one")
     image = next((name for name in IMAGE_COLUMNS if name in schema.names and _is_image_struct(schema.field(name).type)), None)
     label = next((name for name in LABEL_COLUMNS if name in schema.names and pa.types.is_integer(schema.field(name).type)), None)
     if image is None or label is None:
@@ -126,6 +132,18 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None
         return tuple(map(str, features[label_column]["names"]))
     except (KeyError, TypeError, ValueError):  # no such metadata, or a label that is a plain integer there
         return None
+
+
+def _numbers(label_N: np.ndarray, path: Path) -> tuple[str, ...]:
+    """Return "0" to "K-1" as the names of the K distinct labels; one huge label must not make as many names."""
+    label_K = np.unique(label_N)
+    if label_K[-1] >= len(label_K):
+        shown = [*label_K[:3], "...", label_K[-1]] if len(label_K) > 4 else label_K
+        raise InputError(
+            f"{path} names no classes and its training labels are {', '.join(map(str, shown))}: number the {len(label_K)} classes "
+            f"0 to {len(label_K) - 1}, or list their names in the hub's metadata"
+        )
+    return tuple(map(str, label_K))
 
 
 def _read_labels(shards: Sequence[_Shard], class_count: int | None) -> np.ndarray:

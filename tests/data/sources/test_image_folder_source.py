@@ -47,6 +47,25 @@ def test_what_is_left_out_is_said_once(tmp_path, write_folder):
     assert len(caught) == 1
 
 
+def test_file_names_that_are_not_unicode_are_read(tmp_path, write_folder):
+    root = write_folder(tmp_path, BOTH)
+    os.rename(root / "train/cat/00000.png", os.fsencode(root / "train/cat") + b"/caf\xe9.png")
+    source = ImageFolderSource(root)
+    source.identity()
+    *_, image = source.load().train.images(np.arange(3))
+    assert image.open().size == (12, 12)
+
+
+def test_class_names_that_are_not_unicode_are_refused(tmp_path, write_folder):
+    root = write_folder(tmp_path, BOTH)
+    for part in ("train", "test"):
+        os.rename(root / part / "cat", os.fsencode(root / part) + b"/caf\xe9")
+    source = ImageFolderSource(root)
+    source.identity()
+    with pytest.raises(InputError, match=r"class 'caf\\udce9' in .* has a name that is not UTF-8: rename it"):
+        source.load()
+
+
 def test_without_a_test_folder_there_is_no_test_part(tmp_path, write_folder):
     assert ImageFolderSource(write_folder(tmp_path, {"train": BOTH["train"]})).load().test is None
 

@@ -102,6 +102,34 @@ def test_null_label_and_negative_without_names(tmp_path, write_parquet):
         ParquetSource(tmp_path).load()
 
 
+@pytest.mark.parametrize(
+    ("labels", "shown", "numbers"),
+    [
+        ([1, 2, 1], "1, 2", "2 classes 0 to 1"),
+        ([0, 5, 9], "0, 5, 9", "3 classes 0 to 2"),
+        ([0, 1, 3 * 10**9], "0, 1, 3000000000", "3 classes 0 to 2"),
+        ([9, 0, 1, 2, 5], "0, 1, 2, ..., 9", "5 classes 0 to 4"),
+    ],
+)
+def test_labels_without_names_are_0_to_k_minus_1(tmp_path, write_parquet, labels, shown, numbers):
+    path = write_parquet(tmp_path / "train.parquet", labels, names=None)
+    with pytest.raises(InputError, match=rf"train.parquet names no classes and its training labels are {shown}: number the {numbers}, or list"):
+        ParquetSource(path).load()
+
+
+@pytest.mark.parametrize("names", [None, ("cat", "dog")])
+def test_no_rows(tmp_path, write_parquet, names):
+    with pytest.raises(InputError, match=r"has no training rows: add some"):
+        ParquetSource(write_parquet(tmp_path / "train.parquet", [], names=names)).load()
+
+
+def test_a_column_there_twice(tmp_path, write_parquet):
+    table = pq.read_table(write_parquet(tmp_path / "train.parquet", [0, 1]))
+    pq.write_table(table.append_column("label", table.column("label")), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"train.parquet has 2 columns called label: rename or remove all but one"):
+        ParquetSource(tmp_path).load()
+
+
 def test_class_without_images(tmp_path, write_parquet):
     write_parquet(tmp_path / "train.parquet", [0, 0])
     with pytest.raises(InputError, match="class 'dog' has no training image"):
