@@ -8,7 +8,7 @@ import zipfile
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ray_ltdd.data.sources.base import EncodedImage
 from ray_ltdd.errors import InputError
@@ -31,7 +31,7 @@ def decode(encoded: EncodedImage, image_size: int, channels: int) -> np.ndarray:
     """Return the image's centre square, resized (Lanczos down, bicubic up) to uint8 `[C, H, W]`, H = W = `image_size`.
 
     Raises:
-        InputError: the image is missing, damaged, or of a mode that 8 bits cannot hold; the message names it.
+        InputError: the image is missing, damaged, or has more than 16 bits a pixel; the message names it.
     """
     try:
         with encoded.open() as image:
@@ -39,18 +39,21 @@ def decode(encoded: EncodedImage, image_size: int, channels: int) -> np.ndarray:
             # twice the wanted size is left for the filter.
             image.draft(None, (2 * image_size, 2 * image_size))
             image.load()
+            # A PGM's 16 bits are in mode I, too, scaled to 0..65535.
+            if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+                raise InputError(f"{encoded.where} has 32 bits a pixel (mode {image.mode}), of unknown range: convert it to 8 or 16 bits")
             return _fit(_to_mode(ImageOps.exif_transpose(image), channels), image_size)
     except FileNotFoundError as error:
         raise InputError(f"{encoded.where} is missing: restore the file or remove it from the dataset") from error
+    except UnidentifiedImageError as error:  # whose own words name the buffer the bytes lie in
+        raise InputError(f"{encoded.where} cannot be decoded (of no known format): replace or remove the damaged image") from error
     except _DAMAGE as error:
         raise InputError(f"{encoded.where} cannot be decoded ({error}): replace or remove the damaged image") from error
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL's own conversion clips 16-bit grey at 255 instead of scaling it
+    if image.mode.startswith("I"):  # PIL's own conversion clips 16-bit grey at 255 instead of scaling it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} holds more than 16 bits a pixel")
     return image.convert("RGB" if channels == 3 else "L")
 
 

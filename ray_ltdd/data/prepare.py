@@ -181,7 +181,10 @@ def _select(contents: Contents, test_per_class: int | None, where: str) -> dict[
             "test": _Selection(test, np.arange(len(test.label_N))),
         }
     if test_per_class is None:
-        raise InputError(f"{where} has no test part: add one, or set data.test_per_class to hold out that many images of each class")
+        raise InputError(
+            f"{where} has no test part: add one (a folder, or Parquet files, called test, val or validation), "
+            "or set data.test_per_class to hold out that many images of each class"
+        )
     held_out_N = _draw_test_part(train.label_N, contents.class_names, test_per_class)
     kept_N = np.setdiff1d(np.arange(len(train.label_N)), held_out_N)
     return {"train": _Selection(train, kept_N), "test": _Selection(train, held_out_N)}

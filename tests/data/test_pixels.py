@@ -55,6 +55,20 @@ def test_sixteen_bits_are_scaled_not_clipped():
     np.testing.assert_array_equal(decode(encoded(image), 8, 1), np.full((1, 8, 8), 0x7F))
 
 
+@pytest.mark.parametrize("largest", [4095, 65535])
+def test_sixteen_bits_of_a_pgm_are_scaled(largest):
+    content = f"P5 8 8 {largest}\n".encode() + np.full((8, 8), (largest + 1) // 2, ">u2").tobytes()
+    pixel_CHW = decode(EncodedImage("picture.pgm", lambda: Image.open(io.BytesIO(content))), 8, 1)
+    np.testing.assert_array_equal(pixel_CHW, np.full((1, 8, 8), 128))
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
+def test_32_bits_are_to_be_converted(mode, dtype):
+    image = encoded(Image.fromarray(np.ones((8, 8), dtype)), "TIFF")
+    with pytest.raises(InputError, match=rf"picture.png has 32 bits a pixel \(mode {mode}\), of unknown range: convert it to 8 or 16 bits"):
+        decode(image, 8, 1)
+
+
 def test_an_exif_rotation_is_applied():
     pixel_HW = np.zeros((8, 8), np.uint8)
     pixel_HW[0] = 255
@@ -69,7 +83,7 @@ def test_a_cut_file_is_named(form, keep):
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, form)
     content = buffer.getvalue()[: keep if isinstance(keep, int) else int(len(buffer.getvalue()) * keep)]
-    with pytest.raises(InputError, match=r"picture.png cannot be decoded .* replace or remove the damaged image"):
+    with pytest.raises(InputError, match=r"^picture.png cannot be decoded \([^<]*\): replace or remove the damaged image$"):
         decode(EncodedImage("picture.png", lambda: Image.open(io.BytesIO(content))), 16, 3)
 
 

@@ -191,7 +191,9 @@ def test_held_out_test_part(tmp_path, write_parquet):
 def test_no_test_part_must_be_said(tmp_path, write_parquet):
     path = write_parquet(tmp_path / "all.parquet", [0, 1, 1, 0])
     config = DataConfig(dataset="parquet", path=str(path), root=str(tmp_path / "root"))
-    with pytest.raises(InputError, match=r"has no test part: add one, or set data.test_per_class"):
+    with pytest.raises(
+        InputError, match=r"no test part: add one \(a folder, or Parquet files, called test, val or validation\), or set data.test_per_class"
+    ):
         prepare_dataset(config)
     with pytest.raises(InputError, match=r"class 'cat' has 2 images, so data.test_per_class=2 leaves none to train on"):
         prepare_dataset(config.model_copy(update={"test_per_class": 2}))

@@ -5,7 +5,7 @@ Shapes: N images.
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +112,19 @@ def _open_shard(path: Path) -> _Shard:
     for name in (*IMAGE_COLUMNS, *LABEL_COLUMNS):
         if schema.names.count(name) > 1:
             raise InputError(f"{path} has {schema.names.count(name)} columns called {name}: rename or remove all but one")
-    image = next((name for name in IMAGE_COLUMNS if name in schema.names and _is_image_struct(schema.field(name).type)), None)
-    label = next((name for name in LABEL_COLUMNS if name in schema.names and pa.types.is_integer(schema.field(name).type)), None)
-    if image is None or label is None:
-        missing = "a struct column image (or img) with a binary field bytes" if image is None else "an integer column label (or fine_label)"
-        raise InputError(f"{path} lacks {missing}: its columns are {', '.join(schema.names)}")
+    image = _find_column(path, schema, IMAGE_COLUMNS, _is_image_struct, "a struct with a binary field bytes")
+    label = _find_column(path, schema, LABEL_COLUMNS, pa.types.is_integer, "an integer")
     return _Shard(path, rows, image, label, _class_names(schema, label))
+
+
+def _find_column(path: Path, schema: pa.Schema, names: tuple[str, str], fits: Callable[[pa.DataType], bool], kind: str) -> str:
+    there = [name for name in names if name in schema.names]
+    fitting = [name for name in there if fits(schema.field(name).type)]
+    if fitting:
+        return fitting[0]
+    if there:
+        raise InputError(f"{path} has a column {there[0]} that is {schema.field(there[0]).type}: it must be {kind}")
+    raise InputError(f"{path} lacks a column {names[0]} (or {names[1]}), {kind}: its columns are {', '.join(schema.names)}")
 
 
 def _is_image_struct(kind: pa.DataType) -> bool:

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
+from ray_ltdd.data.sources.base import reading
 from ray_ltdd.data.sources.image_folder import ImageFolderSource
 from ray_ltdd.errors import InputError
 
@@ -45,6 +46,24 @@ def test_what_is_left_out_is_said_once(tmp_path, write_folder):
     with pytest.warns(UserWarning, match=r"^5 files or folders are left out") as caught:
         ImageFolderSource(root).load()
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("target", ["/nowhere", "0.png"])
+def test_a_link_to_nothing_or_itself_names_the_remedy(tmp_path, write_folder, target):
+    root = write_folder(tmp_path, BOTH)
+    (root / "train/cat/0.png").symlink_to(target)
+    match = rf"cannot be read: .* at {root}/train/cat/0.png: restore it \(or what it links to\), make it readable or remove it"
+    with pytest.raises(InputError, match=match), reading("the folder"):
+        ImageFolderSource(root).identity()
+
+
+@pytest.mark.parametrize("target", ["/nowhere", "notes.txt"])
+def test_a_broken_link_that_is_no_image_is_left_out(tmp_path, write_folder, target):
+    root = write_folder(tmp_path, BOTH)
+    (root / "train/cat/notes.txt").symlink_to(target)
+    ImageFolderSource(root).identity()
+    with pytest.warns(UserWarning, match=r"^1 file or folder is left out"):
+        ImageFolderSource(root).load()
 
 
 def test_file_names_that_are_not_unicode_are_read(tmp_path, write_folder):
