@@ -30,6 +30,8 @@ _DAMAGE = (
 def decode(encoded: EncodedImage, image_size: int, channels: int) -> np.ndarray:
     """Return the image's centre square, resized (Lanczos down, bicubic up) to uint8 `[C, H, W]`, H = W = `image_size`.
 
+    What is transparent is laid on white: the colours hidden below are arbitrary.
+
     Raises:
         InputError: the image is missing, damaged, or has more than 16 bits a pixel; the message names it.
     """
@@ -54,6 +56,8 @@ def decode(encoded: EncodedImage, image_size: int, channels: int) -> np.ndarray:
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     if image.mode.startswith("I"):  # PIL's own conversion clips 16-bit grey at 255 instead of scaling it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB" if channels == 3 else "L")
 
 

@@ -37,7 +37,7 @@ from ray_ltdd.settings import Place, Settings
 from ray_ltdd.storage import readable_os_error
 
 # Raise when the decoded pixels would change: older folders are then no longer found.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Images decoded before they are written: 38 MB at 224 px.
 CHUNK_IMAGES = 256
 # The held-out test part is one and the same for every run.

@@ -1,4 +1,5 @@
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -48,6 +49,40 @@ def test_a_large_jpeg_looks_like_its_full_decoding():
 @pytest.mark.parametrize(("mode", "value", "expected"), [("L", 7, 7), ("P", 0, 0), ("RGBA", (9, 9, 9, 255), 9), ("1", 1, 255)])
 def test_modes(mode, value, expected):
     np.testing.assert_array_equal(decode(encoded(Image.new(mode, (8, 8), value)), 8, 3), np.full((3, 8, 8), expected))
+
+
+def grey_with_alpha():
+    return Image.merge("LA", [Image.new("L", (8, 8), 51), Image.fromarray(np.repeat(np.uint8([0, 85, 170, 255]), 16).reshape(8, 8))])
+
+
+def palette_with_alpha():
+    image = Image.fromarray(np.repeat(np.uint8([0, 1, 2, 3]), 16).reshape(8, 8), "L").convert("P")
+    image.putpalette([51] * 12)
+    return image
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (grey_with_alpha(), {}),
+        (grey_with_alpha().convert("RGBA"), {}),
+        (palette_with_alpha(), {"transparency": bytes([0, 85, 170, 255])}),
+    ],
+    ids=["grey", "colour", "palette"],
+)
+def test_transparency_is_laid_on_white_without_a_word(image, options, channels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixel_CHW = decode(encoded(image, **options), 8, channels)
+    wanted_HW = np.repeat([255, 187, 119, 51], 16).reshape(8, 8)
+    np.testing.assert_array_equal(pixel_CHW, np.broadcast_to(wanted_HW, (channels, 8, 8)))
+
+
+@pytest.mark.parametrize(("mode", "hidden"), [("L", 7), ("RGB", (7, 7, 7)), ("P", 0)])
+def test_a_transparent_colour_is_white(mode, hidden):
+    image = encoded(Image.new(mode, (8, 8), hidden), transparency=hidden)
+    np.testing.assert_array_equal(decode(image, 8, 3), np.full((3, 8, 8), 255))
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
