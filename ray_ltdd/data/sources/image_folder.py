@@ -23,7 +23,7 @@ class ImageFolderSource:
 
     Args:
         root: the tree's folder.
-        each_file: whether the identity looks at every file (the user's data) or the class folders (a published tree).
+        each_file: whether the identity looks at every image (the user's data) or the class folders (a published tree).
     """
 
     def __init__(self, root: Path, each_file: bool = True) -> None:
@@ -45,10 +45,10 @@ class ImageFolderSource:
         return {folder.name: folder_identity(folder, self._each_file) for folder in folders}
 
     def load(self) -> Contents:
-        """List the files; see `Source.load`.
+        """List the files; see `Source.load`. What lies there and is no image of a class is warned of, hidden files excepted.
 
         Raises:
-            InputError: a class has no images, or train and test differ in their classes.
+            InputError: a class has no images or a name that is not UTF-8, or train and test differ in their classes.
         """
         train, test = self._folders()
         class_names = class_folders(train)
