@@ -12,13 +12,13 @@ from ray_ltdd.errors import InputError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML 1.2 mapping (3e-4 is a number there). Duplicate keys are refused.
+    """Read a YAML 1.2 mapping (3e-4 is a number there). Duplicate keys are refused; what aliases name is copied to each of their places.
 
     Raises:
-        InputError: the file is missing, unreadable, no YAML or no mapping.
+        InputError: the file is missing, unreadable, no YAML or no mapping, or an alias stands inside what it names.
     """
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text())
+        values = _load(path.read_text())
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], 1, 0.5)
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, such as configs/quickstart.yaml."
@@ -44,9 +44,22 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not name.strip():
         raise InputError(f"cannot use '{text}': overrides are written name=value, such as recover.steps=75.")
     try:
-        return name.strip(), YAML(typ="safe", pure=True).load(value)
+        return name.strip(), _load(value)
     except YAMLError:
         raise InputError(f"cannot read the value of '{text}': quote it, or write it as YAML.") from None
+
+
+def _load(text: str) -> Any:
+    return _unshared(YAML(typ="safe", pure=True).load(text))
+
+
+def _unshared(value: Any, outer: tuple[int, ...] = ()) -> Any:
+    # an anchor and its aliases are one object: whoever sets a part of one section would set it in all others
+    if id(value) in outer:
+        raise YAMLError("an alias stands inside what it names")
+    if isinstance(value, dict):
+        return {name: _unshared(inner, (*outer, id(value))) for name, inner in value.items()}
+    return [_unshared(inner, (*outer, id(value))) for inner in value] if isinstance(value, list) else value
 
 
 def override(values: dict[str, Any], text: str) -> tuple[str, Any]:

@@ -80,6 +80,24 @@ def test_bad_yaml_is_refused(file, text):
         load_config(file(text))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "observer: &e {model: {architecture: convnet, width: 32}}\nteacher: *e\n",
+        "observer: {model: &m {architecture: convnet, width: 32}}\nteacher: {model: *m}\n",
+        "observer: &e {model: {architecture: convnet, width: 32}}\nteacher: {<<: *e, member: 1}\n",
+    ],
+)
+def test_an_override_of_what_an_alias_copies_stays_in_its_place(file, text):
+    config = load_config(file(text), ["observer.model.width=8"]).config
+    assert (config.observer.model.width, config.teacher.model.width) == (8, 32)
+
+
+def test_an_alias_inside_what_it_names_is_refused(file):
+    with pytest.raises(InputError, match=r"c\.yaml is not valid YAML: an alias stands inside what it names\."):
+        load_config(file("recover: &x {betas: [*x]}\n"))
+
+
 @pytest.mark.parametrize("text", ["recover.steps", "=3", "a=[1"])
 def test_bad_overrides_are_refused(text):
     with pytest.raises(InputError, match="cannot"):
