@@ -26,7 +26,7 @@ from ray_ltdd.data.belonging import record_data, require_same_data
 from ray_ltdd.data.groups import shot_groups
 from ray_ltdd.data.prepare import prepare_dataset
 from ray_ltdd.data.prepared import PreparedDataset
-from ray_ltdd.data.split import draw_split
+from ray_ltdd.data.split import SplitConfig, draw_split
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Executor, InlineExecutor, Reporter, SilentReporter, StageRecord
 from ray_ltdd.pipeline import Distilled, Scores
@@ -154,14 +154,7 @@ def open_run(
     require_same_data(folder, {prepared.dataset: prepared})
     for place, changes in config.colour_changes():
         require_colours(changes, prepared.channels, place)
-    split_key = Key(
-        "split",
-        SPLIT_VERSION,
-        {"split": config.split.model_dump(mode="json")},
-        {"data": prepared.fingerprint},
-        config.split.seed,
-    )
-    split, _ = store.get_or_compute(split_key, lambda slot: split_payload(draw_split(config.split, prepared)))
+    split = stored_split(store, config.split, prepared)
     bench = WorkbenchSpec(prepared, split, config.compute).open()
     executor = make_executor(RunParts(config, folder, bench, store, reporter))
     # after all that refuses the settings: a run that never was leaves no folder
@@ -173,6 +166,18 @@ def open_run(
                 write_yaml(config.model_copy(update={"output": output}), temporary)
     record_data(folder, {prepared.dataset: prepared})
     return Run(config, folder, bench, executor, dict(row_fields), reporter)
+
+
+def stored_split(store: ArtifactStore, config: SplitConfig, prepared: PreparedDataset) -> Artifact:
+    """Return the split of `config`, drawn if nobody has.
+
+    Raises:
+        InputError: it cannot be drawn, or the store cannot be written.
+    """
+    # one tree can be read as two datasets: the name decides the head class's images, and stands in the split's own
+    settings = {"split": config.model_dump(mode="json"), "dataset": prepared.dataset}
+    key = Key("split", SPLIT_VERSION, settings, {"data": prepared.fingerprint}, config.seed)
+    return store.get_or_compute(key, lambda slot: split_payload(draw_split(config, prepared)))[0]
 
 
 def prepare(config: ExperimentConfig, reporter: Reporter) -> PreparedDataset:

@@ -1,12 +1,33 @@
-"""What a run tells its user beside the numbers."""
+"""A run's split and settings, and what it tells its user beside the numbers."""
+
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from ray_ltdd.runs import inert_schedule
+from ray_ltdd.artifacts import ArtifactStore
+from ray_ltdd.data.prepared import ImageSet, PreparedDataset
+from ray_ltdd.data.split import SplitConfig
+from ray_ltdd.runs import inert_schedule, stored_split
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.statistics.schedules import MomentumConfig
 
 COUNT_K = np.array([500, 257, 256, 5])
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    random = np.random.default_rng(0)
+    part = ImageSet(random.integers(0, 256, (2000, 1, 4, 4), dtype=np.uint8), np.repeat([0, 1], 1000))
+    return PreparedDataset(tmp_path, "image_folder", ("a", "b"), 4, 1, "memory", part, part, "ab" * 32)
+
+
+def test_one_tree_read_as_two_datasets_has_two_splits(prepared, tmp_path):
+    store = ArtifactStore(tmp_path / "store")
+    own, named = (stored_split(store, SplitConfig(), data) for data in (prepared, replace(prepared, dataset="cifar100_lt")))
+    assert [split.tensors()["count"].tolist() for split in (own, named)] == [[1000, 10], [500, 5]]
+    assert own.record["name"].startswith("image_folder-") and named.record["name"].startswith("cifar100_lt-")
+    assert stored_split(store, SplitConfig(), prepared).digest == own.digest
 
 
 def test_a_schedule_that_cannot_show_is_said():
