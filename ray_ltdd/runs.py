@@ -219,7 +219,6 @@ def execute(run: Run) -> Report:
             run.reporter.note(sentence)
 
     distilled = pipeline.distil(run.config, run.bench, run.executor, on_experts)
-    draw_run_gallery(run, distilled)
     report = evaluate(run, distilled)
     folder = run.folder / "distilled"
     tensors = distilled.images.tensors()
@@ -233,6 +232,8 @@ def execute(run: Run) -> Report:
         write_view_logits(folder, chunks, _stored_shape(run), views, seed)
     with readable_os_error(run.folder), atomic_file(run.folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(report.describe(), indent=1))
+    # at the very end: a picture that cannot be drawn costs no result
+    draw_run_gallery(run, distilled)
     return report
 
 

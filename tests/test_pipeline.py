@@ -3,6 +3,7 @@
 Legend: N images, B batch, C channels, H W pixels.
 """
 
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -185,3 +186,14 @@ def test_weak_experts_are_told_of_before_the_next_stage_begins_and_at_the_end(fi
     assert told and all("at or below chance on its own training images of" in sentence for sentence in told)
     assert witness.events.index(("note", told[-1])) < witness.events.index(("stage", "Calibrate"))
     assert report.notes[: len(told)] == told
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(finished, monkeypatch):
+    run, _, report = finished
+    config = run.config.model_copy(update={"name": "no-picture"})
+    monkeypatch.setattr("ray_ltdd.results.gallery.draw_gallery", lambda *_: 1 / 0)
+    with open_run(config, SilentReporter()) as opened, pytest.raises(ZeroDivisionError):
+        execute(opened)
+    left = {path.name for path in opened.folder.iterdir()}
+    assert left == {"settings.yaml", "data.json", "distilled", "results", "summary.json"}
+    assert json.loads((opened.folder / "summary.json").read_text())["outcomes"] == report.describe()["outcomes"]

@@ -51,6 +51,12 @@ def test_figure_draws_every_class(tmp_path, drawn, class_count):
         assert {(0xE6, 0x9F, 0x00), (0xCC, 0x79, 0xA7)} <= colours
 
 
+def test_a_class_name_is_no_formula(tmp_path, drawn):
+    split, names = with_classes(drawn[1], 3)
+    profile_figure(split, ["$\\frac$", *names[1:]], tmp_path / "profile.png")
+    assert (tmp_path / "profile.png").exists()
+
+
 def test_terminal_chart(drawn):
     text = rendered(profile_rows(drawn[1], drawn[0].class_names))
     rows = text.splitlines()

@@ -163,6 +163,13 @@ def test_gallery_shows_classes_from_head_to_tail():
     assert figure.axes[0].images[0].get_array().shape[:2] == (14, 19)
 
 
+def test_a_class_name_is_no_formula(rows):
+    name, image = "$\\frac$", torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    assert f"{name} (1)" in drawn(gallery({"initial": [image, image + 255]}, [name, "b"], [1, 1], ""))
+    figure = class_accuracy(rows[rows["imbalance_factor"] == 100], [name, *NAMES[1:]])
+    assert name in drawn(figure)
+
+
 def test_gallery_refuses_what_does_not_fit():
     image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(InputError, match="'a' has images of 1 classes, but there are 2"):

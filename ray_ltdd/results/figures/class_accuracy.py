@@ -104,7 +104,8 @@ def _name_classes(axes: Axes, names: Sequence[str]) -> None:
         axes.set_xlabel(f"class, largest first ({len(names)} classes)")
         return
     slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) * len(names) > 80 else {}
-    axes.set_xticks(range(len(names)), list(names), **slanted)
+    # class names are the user's: two dollars would begin a formula
+    axes.set_xticks(range(len(names)), list(names), parse_math=False, **slanted)
     axes.set_xlabel("class, largest first")
 
 

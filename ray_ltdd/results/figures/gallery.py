@@ -76,5 +76,6 @@ def _show(axes: Axes, rows: Sequence[torch.Tensor], n_columns: int) -> int:
 
 
 def _name_rows(axes: Axes, names: Sequence[str], pitch: int) -> None:
-    axes.set_yticks((np.arange(len(names)) + 0.5) * pitch - 0.5, list(names))
+    # class names are the user's: two dollars would begin a formula
+    axes.set_yticks((np.arange(len(names)) + 0.5) * pitch - 0.5, list(names), parse_math=False)
     axes.tick_params(length=0)
