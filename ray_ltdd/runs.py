@@ -162,10 +162,21 @@ def open_run(
         folder.mkdir(exist_ok=True)
         if not (folder / SETTINGS).exists():
             with atomic_file(folder / SETTINGS) as temporary:
-                output = config.output.model_copy(update={"store": str(store.root), "root": str(Path(config.output.root).absolute())})
-                write_yaml(config.model_copy(update={"output": output}), temporary)
+                write_yaml(_with_absolute_paths(config, store), temporary)
     record_data(folder, {prepared.dataset: prepared})
     return Run(config, folder, bench, executor, dict(row_fields), reporter)
+
+
+def _with_absolute_paths(config: ExperimentConfig, store: ArtifactStore) -> ExperimentConfig:
+    """The settings as whoever opens the run from another folder needs them."""
+    data, output = config.data, config.output
+    places = {"root": _absolute(data.root), "path": _absolute(data.path) if data.path else None}
+    own = {"root": _absolute(output.root), "store": str(store.root)}
+    return config.model_copy(update={"data": data.model_copy(update=places), "output": output.model_copy(update=own)})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
 
 
 def stored_split(store: ArtifactStore, config: SplitConfig, prepared: PreparedDataset) -> Artifact:

@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ray_ltdd.artifacts import ArtifactStore
+from ray_ltdd.config import validate
 from ray_ltdd.data.prepared import ImageSet, PreparedDataset
 from ray_ltdd.data.split import SplitConfig
-from ray_ltdd.runs import inert_schedule, stored_split
+from ray_ltdd.executor import SilentReporter
+from ray_ltdd.runs import inert_schedule, open_run, reopen_config, stored_split
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.statistics.schedules import MomentumConfig
 
@@ -28,6 +31,21 @@ def test_one_tree_read_as_two_datasets_has_two_splits(prepared, tmp_path):
     assert [split.tensors()["count"].tolist() for split in (own, named)] == [[1000, 10], [500, 5]]
     assert own.record["name"].startswith("image_folder-") and named.record["name"].startswith("cifar100_lt-")
     assert stored_split(store, SplitConfig(), prepared).digest == own.digest
+
+
+def test_a_run_is_opened_from_any_folder(tmp_path, monkeypatch):
+    for place in ("images/train/a", "images/train/b", "images/test/a", "images/test/b", "elsewhere"):
+        (tmp_path / place).mkdir(parents=True)
+    for number, folder in enumerate(tmp_path.glob("images/*/*")):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "0.png")
+    data = {"dataset": "image_folder", "path": "images", "root": "data", "image_size": 8}
+    config = validate({"data": data, "split": {"profile": "natural"}, "output": {"root": "runs"}}, "test")
+    monkeypatch.chdir(tmp_path)
+    opened = open_run(config, SilentReporter())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = reopen_config(opened.folder, {})
+    assert open_run(again, SilentReporter()).folder == opened.folder and not list((tmp_path / "elsewhere").iterdir())
+    assert (again.fingerprint, again.run_folder) == (config.fingerprint, opened.folder)
 
 
 def test_a_schedule_that_cannot_show_is_said():
