@@ -107,13 +107,8 @@ class ExperimentConfig(Settings):
 
     @model_validator(mode="after")
     def _teachers_differ(self) -> "ExperimentConfig":
-        known = [_trained(teacher) for teacher in self.teachers]
-        for position, teacher in enumerate(self.more_teachers):
-            if known.count(_trained(teacher)) > 1:
-                raise ValueError(
-                    f"more_teachers.{position}.member={teacher.member}: another teacher has the same settings and member, so its logits would "
-                    "count twice; give this one a member of its own"
-                )
+        if problem := self._teacher_counted_twice(None):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -130,6 +125,25 @@ class ExperimentConfig(Settings):
         for place, teacher in zip(("teacher", *more), (self.teacher, *self.more_teachers), strict=True):
             matching = teacher.function_matching
             yield (f"{place}.training", teacher.training) if matching is None else (f"{place}.function_matching.views", matching.views)
+
+    def require_different_teachers(self, image_size: int) -> None:
+        """Refuse teachers that only differ in what images of this size decide: a depth that is given, and the same one by default.
+
+        Raises:
+            InputError: two are the same network, trained alike.
+        """
+        if problem := self._teacher_counted_twice(image_size):
+            raise InputError(f"{problem}.")
+
+    def _teacher_counted_twice(self, image_size: int | None) -> str | None:
+        known = [_trained(teacher, image_size) for teacher in self.teachers]
+        for position, teacher in enumerate(self.more_teachers):
+            if known.count(_trained(teacher, image_size)) > 1:
+                return (
+                    f"more_teachers.{position}.member={teacher.member}: another teacher has the same settings and member, so its logits would "
+                    "count twice; give this one a member of its own"
+                )
+        return None
 
     @property
     def teachers(self) -> tuple[ExpertConfig, ...]:
@@ -170,10 +184,13 @@ class LoadedConfig:
     origins: Mapping[str, str]
 
 
-def _trained(expert: ExpertConfig) -> dict[str, Any]:
-    """What decides an expert's weights, with the network's own width and normalisation in place of none."""
-    model = expert.model.model_copy(update={"width": expert.model.resolved_width, "normalization": expert.model.resolved_normalization})
-    return expert.model_copy(update={"model": model}).outcome()
+def _trained(expert: ExpertConfig, image_size: int | None) -> dict[str, Any]:
+    """What decides an expert's weights, with the network's own width, normalisation and, of images of a known size, depth in place of none."""
+    model = expert.model
+    resolved: dict[str, Any] = {"width": model.resolved_width, "normalization": model.resolved_normalization}
+    if image_size is not None:
+        resolved["depth"] = model.resolved_depth(image_size)
+    return expert.model_copy(update={"model": model.model_copy(update=resolved)}).outcome()
 
 
 def _with_training(expert: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:

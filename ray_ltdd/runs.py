@@ -152,6 +152,7 @@ def open_run(
         folder.parent.mkdir(parents=True, exist_ok=True)
     prepared = prepare(config, reporter)
     require_same_data(folder, {prepared.dataset: prepared})
+    config.require_different_teachers(prepared.image_size)
     for place, changes in config.colour_changes():
         require_colours(changes, prepared.channels, place)
     split = stored_split(store, config.split, prepared)

@@ -196,6 +196,7 @@ def test_what_cannot_be_tested_is_refused_before_anything_is_trained(call, data_
         (["evaluate.part=validation", "evaluate.baselines=[]"], "evaluate.part=validation, but the split sets no images aside"),
         (["evaluate.model.depth=9"], "depth"),
         (["more_teachers=[{model: {depth: 9}}]"], "depth"),
+        (["teacher.model.depth=null", "more_teachers=[{model: {width: 8, depth: 3}}]"], "more_teachers.0.member=0: another teacher has the same"),
     ):
         status, printed, said = call("run", QUICKSTART, *TINY, data_root, "output.root=runs", *wanted)
         assert status == 2 and not printed and "Traceback" not in said and sentence in said, said

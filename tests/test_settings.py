@@ -1,6 +1,7 @@
 """Settings: precedence, inheritance, refusals, fingerprints; every configuration file loads."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,13 @@ def test_teachers_of_other_seeds_differ_in_their_number_alone(file):
 def test_a_teacher_that_would_count_twice_is_refused(file, text, place):
     with pytest.raises(InputError, match=place):
         load_config(file(text))
+
+
+@pytest.mark.parametrize(("image_size", "same"), [(8, True), (32, True), (64, False)])
+def test_a_teacher_of_the_depth_that_the_images_give_anyway_is_refused_where_they_are_known(file, image_size, same):
+    config = load_config(file("teacher: {model: {width: 16}, member: 1}\nmore_teachers: [{model: {width: 16, depth: 3}, member: 1}]\n")).config
+    with pytest.raises(InputError, match=r"^more_teachers\.0\.member=1: .*\.$") if same else nullcontext():
+        config.require_different_teachers(image_size)
 
 
 def test_all_mistakes_at_once_with_the_nearest_name(file):
