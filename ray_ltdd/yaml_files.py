@@ -38,15 +38,25 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Split `a.b=value`; the value is read as YAML.
 
     Raises:
-        InputError: there is no `=`, or the value is no YAML.
+        InputError: there is no `=`, or the value is no YAML, or YAML in which it hardly says what was meant: one with a comment, or a bare ~ (null).
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise InputError(f"cannot use '{text}': overrides are written name=value, such as recover.steps=75.")
+    if value.strip() == "~":
+        raise InputError(f"cannot use '{text}': ~ alone means no value in YAML; write {name}=null, or the folder's path.")
     try:
+        if _has_comment(value):
+            raise InputError(f"cannot use '{text}': YAML takes # after a space for a comment; quote the value: {name}='\"...\"'.")
         return name.strip(), _load(value)
     except YAMLError:
         raise InputError(f"cannot read the value of '{text}': quote it, or write it as YAML.") from None
+
+
+def _has_comment(text: str) -> bool:
+    # the scanner passes over a comment without a token
+    ends = [token.end_mark.index for token in YAML(typ="safe", pure=True).scan(text) if token.end_mark.index > token.start_mark.index]
+    return bool(text[max(ends, default=0) :].strip())
 
 
 def _load(text: str) -> Any:

@@ -112,6 +112,27 @@ def test_bad_overrides_are_refused(text):
         parse_override(text)
 
 
+@pytest.mark.parametrize("value", ["/tmp/my #1", "#1", "{a: x} # y", "a: 1 #2"])
+def test_what_yaml_takes_for_a_comment_is_refused_in_an_override(value):
+    with pytest.raises(InputError, match=r"takes # after a space for a comment; quote the value"):
+        parse_override(f"data.path={value}")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("'/tmp/my #1'", "/tmp/my #1"), ("{a: 'x #1' }", {"a": "x #1"}), ("a#b ", "a#b"), ("|\n a #1\n", "a #1\n")]
+)
+def test_a_sharp_that_is_no_comment_is_taken(text, value):
+    assert parse_override(f"data.path={text}") == ("data.path", value)
+
+
+def test_a_bare_tilde_is_refused_in_an_override():
+    with pytest.raises(
+        InputError, match=r"^cannot use 'data\.path=~': ~ alone means no value in YAML; write data\.path=null, or the folder's path\.$"
+    ):
+        parse_override("data.path=~")
+    assert parse_override("data.path='~'") == ("data.path", "~")
+
+
 def test_overriding_below_a_value_is_refused(file):
     with pytest.raises(InputError, match="has no parts"):
         load_config(file("seed: 1\n"), ["seed.x=1"])
