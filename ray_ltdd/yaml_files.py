@@ -10,6 +10,9 @@ from ruamel.yaml.error import YAMLError
 
 from ray_ltdd.errors import InputError
 
+# what ruamel raises beside errors of its own for a date such as 2020-13-45, a tag that does not fit (!!int abc), or nesting without end
+_NO_VALUE = (ValueError, LookupError, TypeError, RecursionError)
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML 1.2 mapping (3e-4 is a number there). Duplicate keys are refused; what aliases name is copied to each of their places.
@@ -27,6 +30,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read the configuration file {path}: {error}.") from None
     except YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except _NO_VALUE as error:
+        raise InputError(f"cannot read a value of {path} ({error}): quote it, or write it as YAML.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -49,7 +54,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         if _has_comment(value):
             raise InputError(f"cannot use '{text}': YAML takes # after a space for a comment; quote the value: {name}='\"...\"'.")
         return name.strip(), _load(value)
-    except YAMLError:
+    except (YAMLError, *_NO_VALUE):
         raise InputError(f"cannot read the value of '{text}': quote it, or write it as YAML.") from None
 
 

@@ -133,6 +133,14 @@ def test_a_bare_tilde_is_refused_in_an_override():
     assert parse_override("data.path='~'") == ("data.path", "~")
 
 
+@pytest.mark.parametrize("value", ["2020-13-45", "!!int abc", "!!float x", "!!float _", "!!bool x", "{? !!seq [{a: 1}] : 1}"])
+def test_a_value_that_is_none_of_its_kind_is_refused(file, value):
+    with pytest.raises(InputError, match=r"^cannot read the value of 'name=.*: quote it"):
+        parse_override(f"name={value}")
+    with pytest.raises(InputError, match=r"^cannot read a value of .*c\.yaml \(.*\): quote it"):
+        read_yaml(file(f"name: {value}\n"))
+
+
 def test_overriding_below_a_value_is_refused(file):
     with pytest.raises(InputError, match="has no parts"):
         load_config(file("seed: 1\n"), ["seed.x=1"])
