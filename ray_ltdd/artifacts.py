@@ -31,6 +31,7 @@ from ray_ltdd.storage import atomic_file, atomic_folder, readable_os_error
 
 PAYLOAD = "payload.safetensors"
 MANIFEST = "manifest.json"
+_SETTING = "output.store"
 _DIGEST_BYTES = 32
 _DAMAGE = (OSError, ValueError, KeyError)
 
@@ -174,7 +175,7 @@ class CheckpointSlot:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state().items()}
         tensors["seconds_spent"] = torch.tensor(self.seconds, dtype=torch.float64)
         content = save(tensors)
-        with readable_os_error(self._path.parent.parent), atomic_file(self._path) as temporary:
+        with readable_os_error(self._path.parent.parent, _SETTING), atomic_file(self._path) as temporary:
             temporary.write_bytes(hashlib.sha256(content).digest() + content)
         self._written_at = time.monotonic()
 
@@ -196,7 +197,7 @@ class ArtifactStore:
         """
         self.root = Path(root).expanduser().absolute()
         self._checkpoint_seconds = checkpoint_seconds
-        with readable_os_error(self.root):
+        with readable_os_error(self.root, _SETTING):
             self.root.mkdir(parents=True, exist_ok=True)
 
     def folder(self, key: Key) -> Path:
@@ -235,7 +236,7 @@ class ArtifactStore:
                 return found, False
             slot = CheckpointSlot(self.checkpoint(key), self._checkpoint_seconds)
             payload = compute(slot)
-            with readable_os_error(self.root):
+            with readable_os_error(self.root, _SETTING):
                 artifact = self._write(key, payload, slot.seconds)
                 slot.clear()
         return artifact, True
@@ -243,7 +244,7 @@ class ArtifactStore:
     @contextmanager
     def _lock(self, key: Key, wait: bool = True) -> Iterator[None]:
         lock = FileLock(self.root / "locks" / f"{key.stage}-{key.digest}.lock")
-        with readable_os_error(self.root):
+        with readable_os_error(self.root, _SETTING):
             (self.root / "locks").mkdir(exist_ok=True)
             try:
                 lock.acquire(timeout=-1 if wait else 0)
@@ -270,7 +271,7 @@ class ArtifactStore:
         except _DAMAGE as error:
             folder = self.folder(key)
             aside = folder.with_name(f"{folder.name}.damaged-{time.time_ns()}")
-            with readable_os_error(self.root):
+            with readable_os_error(self.root, _SETTING):
                 folder.rename(aside)
             warnings.warn(f"artifact {folder} is damaged ({error}); set aside as {aside.name}, computing it again", stacklevel=2)
             return None

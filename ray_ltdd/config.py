@@ -63,7 +63,8 @@ class OutputConfig(Settings):
 class ExperimentConfig(Settings):
     """One experiment: a dataset, its long-tailed split, and the five stages."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$", description="first part of the run folder's name")
+    # file systems take 255 bytes, and a fingerprint follows
+    name: str = Field("run", max_length=200, pattern=r"^[A-Za-z0-9_.-]+$", description="first part of the run folder's name")
     seed: int = Field(0, ge=0, description="every random draw but the split's derives from it")
     data: DataConfig = Field(default_factory=DataConfig, description="the dataset")
     split: SplitConfig = Field(default_factory=SplitConfig, description="the long-tailed training split")

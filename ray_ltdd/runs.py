@@ -146,10 +146,10 @@ def open_run(
         InputError: data or folders cannot be used, or the folder has results of other data.
     """
     folder = (folder or config.run_folder).absolute()
-    store = ArtifactStore(config.output.store_path, config.output.checkpoint_seconds)
-    # a place that cannot be used is said before minutes go into decoding
+    # a place that cannot be used is said before minutes go into decoding; the store may lie in it, and is then not what is wrong
     with readable_os_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
+    store = ArtifactStore(config.output.store_path, config.output.checkpoint_seconds)
     prepared = prepare(config, reporter)
     require_same_data(folder, {prepared.dataset: prepared})
     config.require_different_teachers(prepared.image_size)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from safetensors import SafetensorError
 from ray_ltdd.errors import InputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_UNWRITABLE = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+# ENOENT: below /proc no folder can be made
+_NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
+_UNWRITABLE = _FULL | _NO_FOLDER | {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -31,17 +34,18 @@ def readable_os_error(place: Path, setting: str = "output.root") -> Iterator[Non
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        raise _unwritable(place, setting, os.strerror(error.errno), error.errno in _FULL) from error
+        raise _unwritable(place, setting, error.errno) from error
     except SafetensorError as error:
         # safetensors reports the operating system's errors as text in a class of its own
-        if "No space left on device" not in str(error):
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None or int(found[1]) not in _UNWRITABLE:
             raise
-        raise _unwritable(place, setting, "No space left on device", is_full=True) from error
+        raise _unwritable(place, setting, int(found[1])) from error
 
 
-def _unwritable(place: Path, setting: str, reason: str, is_full: bool) -> InputError:
-    remedy = "free space there" if is_full else "make it a writable folder"
-    return InputError(f"{setting}={place} cannot be written ({reason}): {remedy} or set {setting} to another folder")
+def _unwritable(place: Path, setting: str, number: int) -> InputError:
+    remedy = "free space there" if number in _FULL else "make it a writable folder"
+    return InputError(f"{setting}={place} cannot be written ({os.strerror(number)}): {remedy} or set {setting} to another folder")
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def test_several_finders_of_one_damage_compute_it_once(tmp_path):
 
 
 def test_a_missing_input_is_not_blamed_on_the_store(tmp_path):
-    """An operating system's error about something else than the store must not say that output.root cannot be written."""
+    """An operating system's error about something else than the store must not say that output.store cannot be written."""
 
     def compute(slot):
         raise PermissionError(13, "Permission denied", "/somewhere/else/train.parquet")

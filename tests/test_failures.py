@@ -140,8 +140,10 @@ def test_bad_files(tmp_path, image_folder):
     assert str(parquet / "train.parquet") in refusal(tmp_path, *given)
 
 
-@pytest.mark.parametrize(("options", "reason"), [("size=64k", "No space left on device"), ("ro", "Read-only file system")])
-def test_bad_disks(tmp_path, options, reason):
+@pytest.mark.parametrize(
+    ("options", "reason", "setting"), [("size=64k", "No space left on device", "output.store"), ("ro", "Read-only file system", "output.root")]
+)
+def test_bad_disks(tmp_path, options, reason, setting):
     mount = tmp_path / "mount"
     mount.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mount)], capture_output=True).returncode:
@@ -151,7 +153,7 @@ def test_bad_disks(tmp_path, options, reason):
     finally:
         subprocess.run(["umount", "-l", str(mount)], check=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert reason in done.stderr and "set output.root to another folder" in done.stderr
+    assert reason in done.stderr and f"set {setting} to another folder" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("evaluate", "."), ("gallery", ".")])

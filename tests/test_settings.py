@@ -168,6 +168,11 @@ def test_a_tilde_is_the_home_folder_for_every_path(name, monkeypatch):
     assert getattr(getattr(load_config(CONFIGS / "quickstart.yaml", [f"{name}=~/x"]).config, section), key) == "/home/somebody/x"
 
 
+def test_a_name_that_no_file_system_takes_is_refused():
+    with pytest.raises(InputError, match=r"^command line: name .*: string should have at most 200 characters\.$"):
+        load_config(CONFIGS / "quickstart.yaml", ["name=" + 201 * "a"])
+
+
 @pytest.mark.parametrize("betas", ["[1.5, 0.9]", "[0.5, 1]", "[-0.1, 0.9]"])
 def test_betas_are_shares(betas):
     with pytest.raises(InputError, match=r"recover\.betas\.\d"):

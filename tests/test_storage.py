@@ -2,11 +2,13 @@
 
 import errno
 import os
+import resource
 import subprocess
 
 import pytest
 import torch
 from commands import checksums
+from safetensors import SafetensorError
 
 from ray_ltdd.artifacts import ArtifactStore, Key, Payload
 from ray_ltdd.errors import InputError
@@ -52,7 +54,9 @@ def write_everything(folder):
 def test_a_full_disk_is_one_sentence_for_every_writer_and_leaves_nothing_half(mounted):
     folder = mounted("size=64k")
     for write in write_everything(folder):
-        with pytest.raises(InputError, match=r"^output.root=[^\n]* cannot be written \(No space left on device\): free space there or set [^\n]*$"):
+        with pytest.raises(
+            InputError, match=r"^output.(root|store)=[^\n]* cannot be written \(No space left on device\): free space there or set [^\n]*$"
+        ):
             write()
     left = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "locks"]
     assert left == [] and checksums(folder) == {}
@@ -60,11 +64,11 @@ def test_a_full_disk_is_one_sentence_for_every_writer_and_leaves_nothing_half(mo
 
 def test_a_read_only_disk_is_one_sentence(mounted):
     folder = mounted("ro")
-    for write in (
-        lambda: ArtifactStore(folder / "store"),
-        lambda: append_rows(folder / "results", [{"artifact": "", "fingerprint": "", "method": ""}]),
+    for setting, write in (
+        ("store", lambda: ArtifactStore(folder / "store")),
+        ("root", lambda: append_rows(folder / "results", [{"artifact": "", "fingerprint": "", "method": ""}])),
     ):
-        with pytest.raises(InputError, match=r"cannot be written \(Read-only file system\): make it a writable folder or set output.root"):
+        with pytest.raises(InputError, match=rf"cannot be written \(Read-only file system\): make it a writable folder or set output.{setting}"):
             write()
 
 
@@ -79,7 +83,32 @@ def test_what_a_read_only_store_holds_can_be_used(mounted):
         store.get_or_compute(Key("other", 1, {}, {}, 0), lambda slot: Payload({}))
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.ECONNRESET])
+def test_a_limit_of_file_sizes_is_one_sentence(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    store = ArtifactStore(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+        with pytest.raises(InputError, match=r"^output.store=.* cannot be written \(File too large\)"):
+            store.get_or_compute(KEY, lambda slot: Payload({"x": torch.rand(100_000)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def test_a_disk_quota_that_safetensors_tells_of_in_words_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"\(Disk quota exceeded\): free space there"), readable_os_error(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")
+    with pytest.raises(SafetensorError), readable_os_error(tmp_path):
+        raise SafetensorError("Error while deserializing header: invalid header")
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "a" * 300, "loop/x"])
+def test_where_no_folder_can_be_made_is_one_sentence(tmp_path, place):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match=r"^output.store=[^\n]* cannot be written [^\n]*: make it a writable folder or set output.store"):
+        ArtifactStore(tmp_path / place)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ECONNRESET])
 def test_other_errors_pass(tmp_path, number):
     with pytest.raises(OSError) as caught, readable_os_error(tmp_path):
         raise OSError(number, "x")

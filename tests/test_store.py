@@ -124,7 +124,7 @@ def test_checkpoint_round_trip_age_and_damage(tmp_path):
 
 def test_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"output.root=.*file cannot be written .*: make it a writable folder or set output.root"):
+    with pytest.raises(InputError, match=r"output.store=.*file cannot be written .*: make it a writable folder or set output.store"):
         ArtifactStore(tmp_path / "file")
 
 

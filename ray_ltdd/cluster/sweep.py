@@ -248,7 +248,7 @@ def _compute(driver: Driver, cluster: ClusterConfig, checkpoint_seconds: float) 
     if all(n >= config.trials for n in driver.studies.n_done().values()) and not _missing(driver):
         return []
     store = Path(config.output.store_path)
-    with readable_os_error(store):
+    with readable_os_error(store, "output.store"):
         store.mkdir(parents=True, exist_ok=True)
     with connected(cluster.address), _quiet_tune():
         pool = HostPool(HostSpec(store, store, checkpoint_seconds, 0.0, f"sweep {config.name}"), driver.setup.group, cluster)
