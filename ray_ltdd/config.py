@@ -88,14 +88,18 @@ class ExperimentConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _inherit_training(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(values.get("experts", {}), dict):
+        if not isinstance(values, dict):
             return values
-        common = values.get("experts", {})
-        merged = dict(values)
+        sections = {name for name, info in cls.model_fields.items() if section_of(info.annotation)[0] is info.annotation}
+        # a section that a file names and leaves empty is null in YAML
+        merged = {name: {} if value is None and name in sections else value for name, value in values.items()}
+        common = merged.get("experts", {})
+        if not isinstance(common, dict):
+            return merged
         for role in _ROLES:
-            if isinstance(values.get(role, {}), dict):
-                merged[role] = _with_training(values.get(role, {}), common)
-        more = values.get("more_teachers", ())
+            if isinstance(merged.get(role, {}), dict):
+                merged[role] = _with_training(merged.get(role, {}), common)
+        more = merged.get("more_teachers", ())
         if isinstance(more, list | tuple):
             merged["more_teachers"] = [_with_training(expert, common) if isinstance(expert, dict) else expert for expert in more]
         return merged

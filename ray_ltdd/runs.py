@@ -217,8 +217,9 @@ def reopen_config(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Exp
     values = read_yaml(path)
     if not values:
         raise InputError(f"{folder} is no run: its {SETTINGS} is empty; give a folder that `ray-ltdd run` made.")
+    validate(values, str(path))
     for section, change in changes.items():
-        values[section] = {**values.get(section, {}), **change}
+        values[section] = {**(values.get(section) or {}), **change}
     return validate(values, str(path))
 
 

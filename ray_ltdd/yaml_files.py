@@ -90,7 +90,10 @@ def override(values: dict[str, Any], text: str) -> tuple[str, Any]:
 
 def _set(values: dict[str, Any], path: list[str], value: Any, text: str) -> None:
     for name in path[:-1]:
-        inner = values.setdefault(name, {})
+        if values.get(name) is None:
+            # a section that a file names and leaves empty is null in YAML
+            values[name] = {}
+        inner = values[name]
         if not isinstance(inner, dict):
             raise InputError(f"cannot use '{text}': {name} holds the single value {inner!r}, it has no parts to set.")
         values = inner

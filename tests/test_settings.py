@@ -8,6 +8,7 @@ import pytest
 
 from ray_ltdd.config import load_config, setting_names, validate, write_yaml
 from ray_ltdd.errors import InputError
+from ray_ltdd.stages.recover import RecoverConfig
 from ray_ltdd.yaml_files import parse_override, read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -67,6 +68,16 @@ def test_a_teacher_of_the_depth_that_the_images_give_anyway_is_refused_where_the
     config = load_config(file("teacher: {model: {width: 16}, member: 1}\nmore_teachers: [{model: {width: 16, depth: 3}, member: 1}]\n")).config
     with pytest.raises(InputError, match=r"^more_teachers\.0\.member=1: .*\.$") if same else nullcontext():
         config.require_different_teachers(image_size)
+
+
+def test_a_section_that_a_file_leaves_empty_is_empty(file):
+    path = file("recover:\nobserver:\nexperts: {epochs: 3}\n")
+    for overrides, steps in ((["recover.steps=7"], 7), ([], RecoverConfig().steps)):
+        config = load_config(path, overrides).config
+        assert (config.recover.steps, config.observer.training.epochs) == (steps, 3)
+    assert load_config(file("experts:\nobserver: {training: {epochs: 5}}\n")).config.observer.training.epochs == 5
+    with pytest.raises(InputError, match=r"c\.yaml: data\.root \(it is None\)"):
+        load_config(file("data: {root: }\n"))
 
 
 def test_all_mistakes_at_once_with_the_nearest_name(file):
