@@ -19,7 +19,7 @@ def require_same_data(folder: Path, datasets: Mapping[str, PreparedDataset]) -> 
         datasets: by what they are used for.
 
     Raises:
-        InputError: the folder's record names other images, labels or classes for the same use.
+        InputError: the folder's record names other images, labels or classes for the same use, or is damaged.
     """
     known = _read(folder)
     for use, data in datasets.items():
@@ -35,7 +35,7 @@ def record_data(folder: Path, datasets: Mapping[str, PreparedDataset]) -> None:
     """Write down which data the folder's results are of, besides those it has a record of.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or its record is damaged.
     """
     known = _read(folder)
     own = {use: {"fingerprint": data.fingerprint, "source": data.source} for use, data in datasets.items() if use not in known}
@@ -46,5 +46,14 @@ def record_data(folder: Path, datasets: Mapping[str, PreparedDataset]) -> None:
 
 def _read(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / RECORD
-    known: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.exists() else {}
-    return known
+    if not path.exists():
+        return {}
+    try:
+        known = json.loads(path.read_text())
+        return {use: {name: str(data[name]) for name in ("fingerprint", "source")} for use, data in known.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # not passed over: results of other data could come to stand beside these
+        raise InputError(
+            f"{path}, the record of the data that the results there are of, is damaged ({error}): restore it, or give this run or sweep another "
+            "name (name=...); remove it only if the data are still the same."
+        ) from error

@@ -27,3 +27,12 @@ def test_other_data_are_refused_for_a_use_that_is_known(tmp_path):
     record_data(folder, {"a": digits, "b": other})
     with pytest.raises(InputError, match="00000000"):
         require_same_data(folder, {"a": digits, "b": digits})
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", "[]", '{"digits_lt": 3}', '{"digits_lt": {"fingerprint": "ab"}}', '{"digits_lt": null}'])
+def test_a_damaged_record_is_one_sentence_and_stays(tmp_path, text):
+    (tmp_path / RECORD).write_text(text)
+    for use in (require_same_data, record_data):
+        with pytest.raises(InputError, match=r"data\.json, the record .*, is damaged \(.*\): restore it, or .*\(name=\.\.\.\)[^\n]*\.$"):
+            use(tmp_path, {})
+    assert (tmp_path / RECORD).read_text() == text
