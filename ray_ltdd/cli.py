@@ -1,5 +1,6 @@
 """The command line. Commands only parse, call and print."""
 
+import io
 import json
 import os
 import sys
@@ -256,6 +257,9 @@ def _print_report(report: Any, as_json: bool) -> None:
 def main() -> None:
     """Entry point: input errors end with one sentence each and status 2, Ctrl-C with status 130."""
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # where standard output cannot say ± or a class's name, the outcome of hours is still printed
+        sys.stdout.reconfigure(errors="replace")
     # Ray prints a paragraph for every worker that dies, whatever its settings; what it means for the run is said in a line of our own
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:

@@ -1,5 +1,6 @@
 """The command line in this process: what every command prints, and that bad input is plain sentences, one a problem, and status 2."""
 
+import io
 import json
 import sys
 import warnings
@@ -57,6 +58,18 @@ def test_show_prints_every_setting_and_its_origin(call):
 def test_show_refuses_what_run_would(call):
     said = refused(call("show", QUICKSTART, "output.root=s3://bucket/x"))
     assert "output.root (it is 's3://bucket/x'): addresses with s3:// are not supported" in said
+
+
+def test_what_standard_output_cannot_say_is_replaced(monkeypatch, tmp_path):
+    (tmp_path / "ü.yaml").write_text("seed: 3\n")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "argv", ["ray-ltdd", "show", str(tmp_path / "ü.yaml")])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed.flush()
+    assert not ended.value.code and b"/?.yaml" in printed.buffer.getvalue()
 
 
 def test_show_as_json_is_the_resolved_settings(call):
