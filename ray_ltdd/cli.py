@@ -60,14 +60,14 @@ def run(
 @app.command()
 def show(config: Annotated[Path, typer.Argument(metavar="CONFIG")], overrides: Overrides = None, as_json: Json = False) -> None:
     """Print every resolved setting and where its value came from."""
-    from ray_ltdd.config import load_config
+    from ray_ltdd.config import leaves, load_config
 
     loaded = load_config(config, overrides or [])
-    if as_json:
-        print(json.dumps(loaded.config.model_dump(mode="json"), indent=1))
-        return
     values = loaded.config.model_dump(mode="json")
-    rows = [(name, json.dumps(_dig(values, name)), origin) for name, origin in loaded.origins.items()]
+    if as_json:
+        print(json.dumps(values, indent=1))
+        return
+    rows = [(name, json.dumps(value), loaded.origins[name]) for name, value in leaves(values)]
     console = Console()
     if not console.is_terminal:
         for name, value, origin in rows:
@@ -212,12 +212,6 @@ def _connect_early(config: Path, overrides: list[str]) -> None:
     cluster = peek(config, overrides)
     if cluster is not None and cluster.executor == "ray":
         connect_early(cluster.address)
-
-
-def _dig(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        values = values[part]
-    return values
 
 
 def _data_config(name: str, overrides: list[str] | None) -> Any:

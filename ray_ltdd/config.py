@@ -211,14 +211,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
             dotted path and nearest name.
     """
     values = read_yaml(Path(path))
-    origins = dict.fromkeys((name for name, _ in _leaves(values)), str(path))
+    origins = dict.fromkeys((name for name, _ in leaves(values)), str(path))
     for text in overrides:
         name, value = override(values, text)
         origins = {known: origin for known, origin in origins.items() if known != name and not known.startswith(f"{name}.")}
-        nested = [inner for inner, _ in _leaves(value, name + ".")] if isinstance(value, dict) and value else [name]
+        nested = [inner for inner, _ in leaves(value, name + ".")] if isinstance(value, dict) and value else [name]
         origins |= dict.fromkeys(nested, "command line")
     config = validate(values, str(path), origins)
-    return LoadedConfig(config, {name: _origin(name, origins) for name, _ in _leaves(config.model_dump(mode="json"))})
+    return LoadedConfig(config, {name: _origin(name, origins) for name, _ in leaves(config.model_dump(mode="json"))})
 
 
 def validate(values: Mapping[str, Any], place: str, origins: Mapping[str, str] | None = None) -> ExperimentConfig:
@@ -266,13 +266,13 @@ def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     return (kind, kind is not annotation) if isinstance(kind, type) and issubclass(kind, BaseModel) else (None, False)
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    # an empty mapping is a value of its own
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted name and its value; an empty mapping is a value of its own."""
     if not isinstance(value, dict) or (not value and prefix):
         yield prefix.removesuffix("."), value
         return
     for name, inner in value.items():
-        yield from _leaves(inner, f"{prefix}{name}.")
+        yield from leaves(inner, f"{prefix}{name}.")
 
 
 def _origin(name: str, origins: Mapping[str, str]) -> str:

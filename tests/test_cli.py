@@ -55,6 +55,11 @@ def test_show_prints_every_setting_and_its_origin(call):
     assert lines["recover.learning_rate"].endswith("# default") and lines["teacher.training.epochs"] == f"40  # experts ({QUICKSTART})"
 
 
+def test_show_prints_names_that_hold_dots(call):
+    status, printed, _ = call("show", QUICKSTART, "recover.layer_weights={encoder.blocks.0.1: 2}")
+    assert status == 0 and "recover.layer_weights.encoder.blocks.0.1 = 2.0  # command line" in printed.splitlines()
+
+
 def test_show_refuses_what_run_would(call):
     said = refused(call("show", QUICKSTART, "output.root=s3://bucket/x"))
     assert "output.root (it is 's3://bucket/x'): addresses with s3:// are not supported" in said
