@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ray_ltdd import cli_report, cli_sweep
 from ray_ltdd.errors import InputError
+from ray_ltdd.reporting import make_console, make_reporter
 
 INTERRUPTED = 130
 
@@ -45,7 +45,6 @@ def run(
     _connect_early(config, changes)
     from ray_ltdd.cluster.executor import make_executor
     from ray_ltdd.config import load_config
-    from ray_ltdd.reporting import make_reporter
     from ray_ltdd.runs import execute, open_run
 
     reporter = make_reporter(quiet or as_json)
@@ -68,7 +67,7 @@ def show(config: Annotated[Path, typer.Argument(metavar="CONFIG")], overrides: O
         print(json.dumps(values, indent=1))
         return
     rows = [(name, json.dumps(value), loaded.origins[name]) for name, value in leaves(values)]
-    console = Console()
+    console = make_console()
     if not console.is_terminal:
         for name, value, origin in rows:
             print(f"{name} = {value}  # {origin}")
@@ -92,7 +91,6 @@ def evaluate(
     """Train further students on a run's distilled images: another architecture, more seeds."""
     from ray_ltdd import pipeline, runs
     from ray_ltdd.cluster.executor import make_executor
-    from ray_ltdd.reporting import make_reporter
 
     change: dict[str, Any] = {}
     if student is not None:
@@ -111,7 +109,6 @@ def gallery(folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder o
     """Draw a run's real, initial and distilled images."""
     from ray_ltdd import pipeline
     from ray_ltdd.cluster.executor import make_executor
-    from ray_ltdd.reporting import make_reporter
     from ray_ltdd.runs import draw_run_gallery, open_run, reopen_config
 
     with open_run(reopen_config(folder, {}), make_reporter(quiet=True), folder, make_executor) as opened:
@@ -130,7 +127,7 @@ def doctor(as_json: Json = False) -> None:
     table = Table(show_header=False, title="This machine", title_justify="left")
     for name, value in facts.items():
         table.add_row(name, value)
-    console = Console()
+    console = make_console()
     console.print(table)
     for sentence in advice:
         console.print(f"- {sentence}", soft_wrap=True)
@@ -139,7 +136,6 @@ def doctor(as_json: Json = False) -> None:
 @data_app.command("prepare")
 def data_prepare(name: Annotated[str, typer.Argument(help="a benchmark's name or a YAML file")], overrides: Overrides = None) -> None:
     """Fetch and decode a dataset once."""
-    from ray_ltdd.reporting import make_reporter
     from ray_ltdd.runs import prepare
 
     prepared = prepare(_data_config(name, overrides), make_reporter(quiet=False))
@@ -157,7 +153,6 @@ def data_describe(
     """Print a long-tailed split's counts per class and its fingerprint, and draw its profile."""
     from ray_ltdd.data.describe import describe, profile_figure, profile_rows
     from ray_ltdd.data.split import draw_split
-    from ray_ltdd.reporting import make_reporter
     from ray_ltdd.runs import prepare
 
     config = _data_config(name, overrides)
@@ -168,7 +163,7 @@ def data_describe(
     if as_json:
         print(json.dumps({**describe(prepared, split), "figure": str(path)}, indent=1))
         return
-    Console().print(profile_rows(split, prepared.class_names))
+    make_console().print(profile_rows(split, prepared.class_names))
     print(f"split {split.name}, fingerprint {split.fingerprint[:12]}")
     print(f"picture: {path}")
 
@@ -192,7 +187,7 @@ def hosts_list(address: Address = "auto", as_json: Json = False) -> None:
     for host in hosts:
         facts = host.facts
         table.add_row(host.group, *((facts.node, str(facts.pid), facts.device, facts.title) if facts else ("", "", "", "")), host.state)
-    Console().print(table)
+    make_console().print(table)
 
 
 @hosts_app.command("stop")
@@ -235,7 +230,7 @@ def _print_report(report: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.describe(), indent=1))
         return
-    console = Console()
+    console = make_console()
     n_tested = report.run.bench.n_images(report.run.config.evaluate.part)
     console.print(stage_table(report.records))
     console.print(outcome_table(report.outcomes, report.run.config.evaluate.part, n_tested, report.group_rule))

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ray_ltdd.reporting import make_console
+
 app = typer.Typer(rich_markup_mode=None)
 
 Overrides = Annotated[
@@ -40,20 +42,18 @@ def sweep(
 
 
 def _run(loaded: Any, retry_failed: bool, quiet: bool, as_json: bool) -> None:
-    from rich.console import Console
-
     from ray_ltdd.cluster.sweep import run_sweep
     from ray_ltdd.sweep_view import make_view, print_lines, report_tables
 
     view = make_view(quiet)
     if not quiet:
-        view.reporter.console.print(f"Sweep folder: {loaded.folder}", soft_wrap=True, markup=False)
+        view.reporter.console.print(f"Sweep folder: {loaded.folder}", soft_wrap=True)
     with view.open():
         report = run_sweep(loaded, view, retry_failed)
     if as_json:
         print(json.dumps(report.describe(), indent=1))
     else:
-        console = Console(markup=False)
+        console = make_console()
         print_lines(console, report_tables(report))
         for name, path in (("studies", "study.journal"), ("result rows", "results"), ("final runs", "finals")):
             console.print(f"{name:>12}: {Path(report.folder) / path}", soft_wrap=True, highlight=False)
@@ -63,8 +63,6 @@ def _run(loaded: Any, retry_failed: bool, quiet: bool, as_json: bool) -> None:
 
 def _print_plan(loaded: Any, as_json: bool) -> None:
     from dataclasses import asdict
-
-    from rich.console import Console
 
     from ray_ltdd.cluster.studies import found_studies
     from ray_ltdd.cluster.sweep import tested_finals
@@ -85,7 +83,7 @@ def _print_plan(loaded: Any, as_json: bool) -> None:
         totals = {"compute_seconds": cost.compute_seconds, "wall_seconds": cost.wall_seconds, "bytes": cost.n_bytes, "unmeasured": cost.unmeasured}
         print(json.dumps({"cells": [asdict(cell) for cell in planned.cells], "stages": stages, **totals}, indent=1))
         return
-    print_lines(Console(), plan_tables(planned, cost, str(loaded.folder)))
+    print_lines(make_console(), plan_tables(planned, cost, str(loaded.folder)))
 
 
 @app.command()

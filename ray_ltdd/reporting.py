@@ -89,7 +89,7 @@ class ConsoleReporter:
     def note(self, sentence: str) -> None:
         """Print a line."""
         if not self._quiet:
-            self.console.print(f"Note: {sentence}", highlight=False, soft_wrap=True, markup=False)
+            self.console.print(f"Note: {sentence}", highlight=False, soft_wrap=True)
 
     def _bar(self) -> _WorkersProgress:
         columns = (
@@ -132,6 +132,11 @@ class _Lines:
             self._console.print(f"{self._title}: done in {seconds:.1f} s", highlight=False, soft_wrap=True)
 
 
+def make_console(stderr: bool = False) -> Console:
+    """A console that shows names and paths as they are: brackets in them are no markup, words between colons no emoji."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
 def make_reporter(quiet: bool) -> ConsoleReporter:
     """A reporter on standard error, so that standard output holds the outcome alone."""
-    return ConsoleReporter(Console(stderr=True), quiet)
+    return ConsoleReporter(make_console(stderr=True), quiet)

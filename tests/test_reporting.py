@@ -4,8 +4,9 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from ray_ltdd.reporting import SECONDS_BETWEEN_LINES, ConsoleReporter
+from ray_ltdd.reporting import SECONDS_BETWEEN_LINES, ConsoleReporter, make_console, make_reporter
 
 
 class _Clock:
@@ -47,3 +48,14 @@ def test_what_was_done_before_an_interruption_is_no_rate(monkeypatch: pytest.Mon
 
 def test_a_stage_of_unknown_size_says_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _printed(monkeypatch, 0, [(20.0, 10)] * 3)[0] == "Experts: 30 images (0 images/s)"
+
+
+def test_names_and_paths_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup and words between colons no emoji, in lines, cells and notes."""
+    name, table = "/tmp/runs[red]/[/x]/:car:", Table("name")
+    table.add_row(name)
+    make_console().print(f"dataset: {name}", soft_wrap=True)
+    make_console().print(table)
+    make_reporter(quiet=False).note(name)
+    printed = capsys.readouterr()
+    assert printed.out.count(name) == 2 and printed.err == f"Note: {name}\n"
