@@ -207,10 +207,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     """Read a YAML file, apply `key=value` overrides, validate.
 
     Raises:
-        InputError: the file is missing or no mapping; an override is malformed; or settings are unknown or out of range, all of them at once with
-            dotted path and nearest name.
+        InputError: the file is missing, a sweep's or no mapping; an override is malformed; or settings are unknown or out of range, all of them at
+            once with dotted path and nearest name.
     """
     values = read_yaml(Path(path))
+    if "base" in values:
+        raise InputError(f"{path} is a sweep: `ray-ltdd sweep {path}` runs it, with --plan it says what it would compute.")
     origins = dict.fromkeys((name for name, _ in leaves(values)), str(path))
     for text in overrides:
         name, value = override(values, text)
@@ -284,9 +286,11 @@ def _origin(name: str, origins: Mapping[str, str]) -> str:
 
 
 def _place(loc: Sequence[str | int], origins: Mapping[str, str], place: str) -> str:
-    # an entry of a list comes from where the list does
-    names = (".".join(map(str, loc[:n])) for n in range(len(loc), 0, -1))
-    return next((origins[name] for name in names if name in origins), place)
+    # an entry of a list comes from where the list does; a section from where all its values do, such as a mistyped one
+    names = [".".join(map(str, loc[:n])) for n in range(len(loc), 0, -1)]
+    own = next((origins[name] for name in names if name in origins), None)
+    below = {origin for known, origin in origins.items() if names and known.startswith(f"{names[0]}.")}
+    return own or (below.pop() if len(below) == 1 else place)
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
@@ -294,11 +298,18 @@ def _explain(problem: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = _nearest(name)
+        if near == name:
+            return f"'{name}' is written as one key there: nest it, {_nested(name)}."
         return f"there is no setting '{name}'" + (f": did you mean '{near}'?" if near else "; `ray-ltdd show CONFIG` lists all settings.")
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
     shown = f" (it is {given!r})" if not isinstance(given, dict | list | tuple) else ""
     return f"{name or 'the settings'}{shown}: {message[0].lower()}{message[1:]}."
+
+
+def _nested(name: str) -> str:
+    *sections, last = name.split(".")
+    return "".join(f"{section}: {{" for section in sections) + f"{last}: ..." + "}" * len(sections)
 
 
 def _nearest(name: str) -> str | None:

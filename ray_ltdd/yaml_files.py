@@ -23,6 +23,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _load(path.read_text())
     except FileNotFoundError:
+        if path.is_symlink():
+            raise InputError(f"the configuration file {path} is a link to {path.readlink()}, which does not exist: mend the link.") from None
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], 1, 0.5)
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, such as configs/quickstart.yaml."
         raise InputError(f"there is no configuration file {path}: {hint}") from None

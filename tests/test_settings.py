@@ -93,6 +93,47 @@ def test_all_mistakes_at_once_with_the_nearest_name(file):
     assert any(line.startswith("command line: distill.images_per_class (it is 0)") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("experst.epochs=3", "there is no setting 'experst': did you mean 'experts'?"),
+        ("observer.traning.epochs=3", "there is no setting 'observer.traning': did you mean 'observer.training'?"),
+        ("recover.steps.x=3", "recover.steps: input should be a valid integer."),
+    ],
+)
+def test_a_mistyped_section_is_blamed_on_where_it_was_given(file, override, sentence):
+    with pytest.raises(InputError) as caught:
+        load_config(file("recover: {learning_rate: 0.1}\nselect_crops: {min_scale: 0.9}\n"), [override])
+    assert str(caught.value) == f"command line: {sentence}"
+
+
+def test_what_file_and_command_line_say_together_is_blamed_on_the_file(file):
+    path = file("select_crops: {min_scale: 0.9}\n")
+    with pytest.raises(InputError, match=rf"^{path}: select_crops: .*is above max_scale=0.5"):
+        load_config(path, ["select_crops.max_scale=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "nested"),
+    [
+        ("experts.epochs: 3\n", "'experts.epochs' is written as one key there: nest it, experts: {epochs: ...}."),
+        ("observer: {model.width: 3}\n", "'observer.model.width' is written as one key there: nest it, observer: {model: {width: ...}}."),
+        ("observer.model: {width: 3}\n", "'observer.model' is written as one key there: nest it, observer: {model: ...}."),
+    ],
+)
+def test_a_dotted_name_in_a_file_is_to_be_nested(file, text, nested):
+    path = file(text)
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path}: {nested}"
+
+
+def test_a_sweep_is_no_experiment():
+    path = CONFIGS / "sweep" / "digits_quick.yaml"
+    with pytest.raises(InputError, match=rf"^{path} is a sweep: `ray-ltdd sweep {path}` runs it[^\n]*$"):
+        load_config(path, ["recover.steps=3"])
+
+
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "seed: 1\nseed: 2\n"])
 def test_bad_yaml_is_refused(file, text):
     with pytest.raises(InputError):
@@ -193,6 +234,12 @@ def test_betas_are_shares(betas):
 def test_a_missing_file_names_the_nearest():
     with pytest.raises(InputError, match=r"did you mean .*quickstart\.yaml"):
         load_config(CONFIGS / "quikstart.yaml")
+
+
+def test_a_link_to_nowhere_is_said(tmp_path):
+    (tmp_path / "c.yaml").symlink_to("gone.yaml")
+    with pytest.raises(InputError, match=r"^the configuration file .*c\.yaml is a link to gone\.yaml, which does not exist: mend the link\.$"):
+        load_config(tmp_path / "c.yaml")
 
 
 def test_every_configuration_file_loads():
