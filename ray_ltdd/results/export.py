@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from ray_ltdd.results.load import load_results
+from ray_ltdd.results.rows import SCHEMA
 from ray_ltdd.storage import atomic_file, readable_os_error
 
 STATES = ("complete", "pruned", "failed")
@@ -29,13 +31,15 @@ def write_csv(folder: Path, path: Path) -> int:
         InputError: there are no rows there, or the file cannot be written.
     """
     frame = load_results(folder, STATES)
-    with readable_os_error(path.parent, "--output"), atomic_file(path) as temporary:
+    with readable_os_error(path, "--output"), atomic_file(path) as temporary:
         _flat(frame).to_csv(temporary, index=False)
     return len(frame)
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.map(_plain)
+    # pandas makes whole numbers with a null among them floats
+    whole = {field.name: "Int64" for field in SCHEMA if pa.types.is_integer(field.type)}
+    return frame.map(_plain).astype(whole)
 
 
 def _plain(value: Any) -> Any:

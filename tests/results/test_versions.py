@@ -1,5 +1,7 @@
 """Rows of the schema's first version beside those of the second: one table for every reader."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_rows import BASE, row, settings_with, write
 
+from ray_ltdd.errors import InputError
 from ray_ltdd.results.aggregate import PAIR, aggregate, paired_test
 from ray_ltdd.results.export import csv_text, write_csv
 from ray_ltdd.results.load import load_results
@@ -105,6 +108,21 @@ def test_csv_holds_every_row_and_lists_as_json(tmp_path):
     assert (tmp_path / "all.csv").read_text() == csv_text(tmp_path)
     assert len(json.loads(frame["per_class"].dropna().iloc[0])) == 10 and {"Recover": 1.5} in [json.loads(text) for text in frame["stage_seconds"]]
     assert frame["state"].tolist().count("failed") == 1 and frame.loc[frame["state"] == "failed", "reason"].tolist() == ["the loss exploded"]
+
+
+def test_whole_numbers_are_whole_in_csv(tmp_path):
+    mixed(tmp_path)
+    rows = list(csv.DictReader(io.StringIO(csv_text(tmp_path))))
+    whole = [field.name for field in SCHEMA if pa.types.is_integer(field.type)]
+    cells = {row[name] for row in rows for name in whole}
+    assert "" in cells and {"0", "1"} & cells and all(cell.lstrip("-").isdigit() for cell in cells - {""}), cells
+
+
+def test_a_folder_in_place_of_a_csv_file_is_named(tmp_path):
+    mixed(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=rf"^--output={tmp_path / 'out'} is a folder: set --output to a file$"):
+        write_csv(tmp_path, tmp_path / "out")
 
 
 @pytest.mark.slow
