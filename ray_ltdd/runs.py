@@ -37,6 +37,7 @@ from ray_ltdd.results.summary import TITLES, Outcome, aggregate
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.colours import require_colours
 from ray_ltdd.stages.recover import round_pixels
+from ray_ltdd.stages.select_crops import SelectCropsConfig
 from ray_ltdd.stages.views import epoch_shape
 from ray_ltdd.storage import atomic_file, readable_os_error
 from ray_ltdd.tasks.students import Source, views_seed
@@ -395,15 +396,22 @@ def weak_experts(run: Run, experts: Sequence[TrainedExpert]) -> list[str]:
 def notes(run: Run, distilled: Distilled) -> list[str]:
     """Sentences about this run that its user should read."""
     found = weak_experts(run, [distilled.observer, *distilled.teachers])
-    threshold = run.config.select_crops.confidence_threshold
-    below = sum(sum(artifact.record.get("n_below_threshold", [])) for artifact in distilled.initial)
     total = run.config.distill.images_per_class * run.bench.n_classes
-    if threshold > 0:
-        found.append(f"{below} of {total} initial images are below select_crops.confidence_threshold={threshold}: nothing else was left.")
-    late, most = sum(sum(artifact.record.get("n_after_rounds", [])) for artifact in distilled.initial), run.config.select_crops.max_rounds
-    if late:
-        found.append(f"{late} of {total} initial images were chosen after select_crops.max_rounds={most} rounds, whichever image they are of.")
+    found += short_of_crops(run.config.select_crops, [artifact.record for artifact in distilled.initial], total)
     return found + inert_schedule(run.config.calibrate, run.bench.split.count_K)
+
+
+def short_of_crops(config: SelectCropsConfig, records: Sequence[Mapping[str, Any]], total: int) -> list[str]:
+    """Sentences where the rounds ran out of crops, from the records of all units' initial images, `total` of them."""
+    found = []
+    below, late = (sum(sum(record.get(name, [])) for record in records) for name in ("n_below_threshold", "n_after_rounds"))
+    if config.method == "confidence" and config.confidence_threshold > 0:
+        threshold = config.confidence_threshold
+        found.append(f"{below} of {total} initial images are below select_crops.confidence_threshold={threshold}: nothing else was left.")
+    if late:
+        most = config.max_rounds
+        found.append(f"{late} of {total} initial images were chosen after select_crops.max_rounds={most} rounds, whichever image they are of.")
+    return found
 
 
 def inert_schedule(config: CalibrateConfig, count_K: np.ndarray) -> list[str]:

@@ -11,8 +11,9 @@ from ray_ltdd.config import validate
 from ray_ltdd.data.prepared import ImageSet, PreparedDataset
 from ray_ltdd.data.split import SplitConfig
 from ray_ltdd.executor import SilentReporter
-from ray_ltdd.runs import inert_schedule, open_run, reopen_config, stored_split
+from ray_ltdd.runs import inert_schedule, open_run, reopen_config, short_of_crops, stored_split
 from ray_ltdd.stages.calibrate import CalibrateConfig
+from ray_ltdd.stages.select_crops import SelectCropsConfig
 from ray_ltdd.statistics.schedules import MomentumConfig
 
 COUNT_K = np.array([500, 257, 256, 5])
@@ -54,3 +55,13 @@ def test_a_schedule_that_cannot_show_is_said():
     assert "schedule=constant changes nothing for 2 of 4 classes" in sentence and "lower calibrate.batch_size (now 256)" in sentence
     assert inert_schedule(constant.model_copy(update={"batch_size": 4}), COUNT_K) == []
     assert inert_schedule(CalibrateConfig(), COUNT_K) == []
+
+
+def test_rounds_that_run_out_of_crops_are_said_where_there_are_rounds():
+    records = [{"n_below_threshold": [1, 2], "n_after_rounds": [0, 4]}, {"n_below_threshold": [0, 0], "n_after_rounds": [0, 1]}]
+    below, late = short_of_crops(SelectCropsConfig(confidence_threshold=0.9, max_rounds=2), records, 20)
+    assert below == "3 of 20 initial images are below select_crops.confidence_threshold=0.9: nothing else was left."
+    assert late.startswith("5 of 20 initial images were chosen after select_crops.max_rounds=2 rounds")
+    for method in ("random", "noise"):
+        assert short_of_crops(SelectCropsConfig(method=method, confidence_threshold=0.9), [{}, {}], 20) == []
+    assert short_of_crops(SelectCropsConfig(), [{"n_below_threshold": [0]}], 20) == []
