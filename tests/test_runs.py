@@ -10,6 +10,7 @@ from ray_ltdd.artifacts import ArtifactStore
 from ray_ltdd.config import validate
 from ray_ltdd.data.prepared import ImageSet, PreparedDataset
 from ray_ltdd.data.split import SplitConfig
+from ray_ltdd.errors import InputError
 from ray_ltdd.executor import SilentReporter
 from ray_ltdd.runs import inert_schedule, open_run, reopen_config, short_of_crops, stored_split
 from ray_ltdd.stages.calibrate import CalibrateConfig
@@ -47,6 +48,14 @@ def test_a_run_is_opened_from_any_folder(tmp_path, monkeypatch):
     again = reopen_config(opened.folder, {})
     assert open_run(again, SilentReporter()).folder == opened.folder and not list((tmp_path / "elsewhere").iterdir())
     assert (again.fingerprint, again.run_folder) == (config.fingerprint, opened.folder)
+
+
+@pytest.mark.parametrize(("setting", "other"), [("root", {}), ("store", {"root": "runs"})])
+def test_the_folder_that_cannot_be_made_is_named_by_its_own_setting(tmp_path, monkeypatch, setting, other):
+    monkeypatch.chdir(tmp_path)
+    config = validate({"output": {**other, setting: "/proc/x"}}, "test")
+    with pytest.raises(InputError, match=rf"^output\.{setting}=/proc/x.* or set output\.{setting} to another folder$"):
+        open_run(config, SilentReporter())
 
 
 def test_a_schedule_that_cannot_show_is_said():
