@@ -383,12 +383,13 @@ def weak_experts(run: Run, experts: Sequence[TrainedExpert]) -> list[str]:
     """A sentence for each expert, the observer and then the teachers, that is at or below chance on some classes of its own training images."""
     names = run.bench.prepared.class_names
     found: dict[str, str] = {}
-    for role, expert in zip(("observer", *("teacher" for _ in experts[1:])), experts, strict=True):
+    roles = ("observer", *("teacher" for _ in experts[1:]))
+    for role, settings, expert in zip(roles, (run.config.observer, *run.config.teachers), experts, strict=True):
         accuracy_K = expert.artifact.record["training_accuracy_K"]
         weak = [names[k] for k, value in enumerate(accuracy_K) if value <= 1 / len(names)]
         if weak:
             shown = ", ".join(weak[:8]) + (f" and {len(weak) - 8} more classes" if len(weak) > 8 else "")
-            sentence = f"the {role} is at or below chance on its own training images of {shown}: train it longer (experts.epochs)."
+            sentence = f"the {role} is at or below chance on its own training images of {shown}: train it longer ({settings.recipe}.epochs)."
             found.setdefault(expert.artifact.digest, sentence)
     return list(found.values())
 

@@ -51,6 +51,11 @@ class ExpertConfig(Settings):
         idle = self.training.unused() | (set() if self.taught_by else {"imitation_weight"})
         return settings | {"training": self.training.model_dump(mode="json", exclude=idle)}
 
+    @property
+    def recipe(self) -> str:
+        """The section of the settings it is trained by, for messages."""
+        return "experts" if self.function_matching is None else self.function_matching.section
+
     def n_images(self, n_train: int) -> int:
         """Images that pass through the network while it is trained on `n_train` images."""
         return n_training_images(self.training if self.function_matching is None else self.function_matching, n_train)

@@ -66,8 +66,8 @@ def require_above_chance(artifact: Artifact, expert: ExpertConfig) -> None:
     Raises:
         InputError: it is below.
     """
-    recipe = "experts" if expert.function_matching is None else expert.function_matching.section
-    experts.check_above_chance(torch.tensor(artifact.record["training_accuracy_K"], dtype=torch.float64), expert.training.accuracy_floor, recipe)
+    accuracy_K = torch.tensor(artifact.record["training_accuracy_K"], dtype=torch.float64)
+    experts.check_above_chance(accuracy_K, expert.training.accuracy_floor, expert.recipe)
 
 
 def moments_task(config: ExperimentConfig, bench: Workbench, observer: TrainedExpert, classes: tuple[int, ...]) -> Task:
