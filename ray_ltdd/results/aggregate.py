@@ -74,9 +74,9 @@ def beside_published(aggregated: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFra
 
     Returns:
         `aggregated` with columns `published` (method compared with: RLDD for distilled images, its variant in Table 8 for settings that leave a
-        part out, Random for random real images; None where the paper has no number), `published_percent`, `published_deviation`, `difference`
-        (ours minus theirs, in points; NaN where theirs does not exist) and `marks` (tuple of sentences on how our protocol differs from theirs;
-        empty for experts and for benchmarks that are not the paper's).
+        part out, see `variant`, Random for random real images; None where the paper has no number), `published_percent`, `published_deviation`,
+        `difference` (ours minus theirs, in points; NaN where theirs does not exist) and `marks` (tuple of sentences on how our protocol differs
+        from theirs; empty for experts and for benchmarks that are not the paper's).
 
     Raises:
         InputError: `aggregated` lacks a column.

@@ -79,11 +79,14 @@ def variants(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def variant(settings: Mapping[str, Any]) -> str:
-    """Return which parts of the method the settings leave out, joined by commas; empty when none. The first three are the paper's Table 8."""
+    """Return which parts of the method the settings leave out, joined by commas; empty when none. The first two are the paper's Table 8.
+
+    Random initial crops are none: students of our best settings start from them, so they are a difference in protocol (see `differences`).
+    """
     left_out = {
         "w/o model debiasing": not any(_get(settings, f"{role}.training.debias", True) for role in ("observer", "teacher")),
         "w/o statistics recalibration": _get(settings, "calibrate.class_weights", "uniform") == "sample",
-        "w/o adapted initialization": _get(settings, "select_crops.method", "confidence") != "confidence",
+        "w/o initial crops": _get(settings, "select_crops.method", "confidence") == "noise",
         "w/o recovery": _get(settings, "recover.steps", 1) == 0,
         "w/o soft labels": _get(settings, "evaluate.soft_weight", 1.0) == 0,
         "w/o augmentation": all(_get(settings, name, None) == value for name, value in PLAIN.items()),
@@ -147,6 +150,12 @@ def _recovery(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
     if (architecture, width or usual) != (authors.observer[0], authors.observer[1] or usual):
         name = facts.label if facts else architecture
         yield f"observer {name}{f', width {width}' if width else ''} (paper: {authors.observer_name})"
+    schedule = _get(settings, "calibrate.momentum.schedule", "cumulative")
+    # with the paper's ablation, too, "w/o statistics recalibration", which is named and compared as such
+    if schedule != "cumulative" and _get(settings, "calibrate.class_weights", "uniform") != "sample":
+        yield f"class moments under the {schedule} schedule (paper: every image weighs the same)"
+    if _get(settings, "select_crops.method", "confidence") == "random":
+        yield "random initial crops (paper: the most confident)"
     steps = _get(settings, "recover.steps", authors.recovery_steps)
     if steps not in (0, authors.recovery_steps):
         yield f"{steps} steps of recovery (paper: {authors.recovery_steps})"
