@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,8 +15,10 @@ from ray_ltdd.results.tables import BENCHMARK_NAMES
 SHOWN_METHODS = ("RLDD", "DAMED", "EDC", "MTT", "Random")
 """Published methods drawn unless the caller names others: the paper's, the best before it, one trajectory method, the baseline."""
 
-# neighbouring curves of ours are moved sideways by this factor, so that points of one place do not hide each other
+# neighbouring curves of ours are moved sideways by the first factor, so that points of one place do not hide each other; many of them by less, so
+# that none is further than the second factor from its place
 _APART = 1.06
+_AWAY_AT_MOST = 1.08
 
 _NAMES = {"imbalance_factor": "IF", "images_per_class": "IPC"}
 _LONG_NAMES = {"imbalance_factor": "imbalance factor", "images_per_class": "images per class"}
@@ -59,8 +62,8 @@ def _curves(ours: pd.DataFrame, benchmark: str, network: str, methods: Sequence[
     order = [name for name in methods if (theirs["method"] == name).any()]
     labels = list(dict.fromkeys(own["label"]))
     for axes, value in zip(row, panels, strict=True):
-        _draw(axes, theirs[theirs[panel] == value], along, "method", order, _theirs_style, apart=1.0)
-        _draw(axes, own[own[panel] == value], along, "label", labels, _own_style, apart=_APART)
+        _draw(axes, theirs[theirs[panel] == value], along, "method", order, _theirs_style)
+        _draw(axes, own[own[panel] == value], along, "label", labels, _own_style, _sideways)
         axes.set_title(f"{_NAMES[panel]} {value:g}")
         axes.set_xlabel(_LONG_NAMES[along])
         exact_ticks(axes, sorted({*own[along], *theirs[along]}))
@@ -71,13 +74,29 @@ def _curves(ours: pd.DataFrame, benchmark: str, network: str, methods: Sequence[
     return figure
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, along: str, by: str, names: Sequence[str], style: Callable[[int], dict[str, object]], apart: float) -> None:
+def _draw(
+    axes: Axes,
+    rows: pd.DataFrame,
+    along: str,
+    by: str,
+    names: Sequence[str],
+    style: Callable[[int], dict[str, object]],
+    sideways: Callable[[int], np.ndarray] = np.ones,
+) -> None:
+    drawn = [name for name in names if (rows[by] == name).any()]
+    factor_of = dict(zip(drawn, sideways(len(drawn)), strict=True))
     for index, name in enumerate(names):
         points = rows[rows[by] == name].sort_values(along)
         # an empty curve still belongs to the legend, which is taken from the first panel
         bars = points["percent_deviation"].fillna(0)
-        x = points[along].astype(float) * apart ** (index - (len(names) - 1) / 2)
+        x = points[along].astype(float) * factor_of.get(name, 1.0)
         axes.errorbar(x, points["percent"], yerr=bars, label=name, capsize=2, elinewidth=0.8, **style(index))  # type: ignore[arg-type]
+
+
+def _sideways(n: int) -> np.ndarray:
+    """By what the places of n neighbouring curves are multiplied."""
+    edge = min(_APART ** ((n - 1) / 2), _AWAY_AT_MOST)
+    return np.geomspace(1 / edge, edge, n)
 
 
 def _theirs_style(index: int) -> dict[str, object]:
