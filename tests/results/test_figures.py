@@ -88,6 +88,17 @@ def test_accuracy_over_images(rows):
     assert curves(figure.axes[2])["ours"].tolist() == pytest.approx([52]) and len(curves(figure.axes[0])["ours"]) == 0
 
 
+@pytest.mark.parametrize(("n", "spread"), [(1, 1.0), (2, 1.06), (3, 1.06**2), (34, 1.08**2)])
+def test_curves_of_one_place_stay_near_it(rows, n, spread):
+    """Only the curves with a point in the panel are moved apart, however many there are, and never far."""
+    one = own_results(rows).query("imbalance_factor == 100 and label == 'ours'")
+    elsewhere = [one.assign(label=f"elsewhere {i}", images_per_class=20) for i in range(9)]
+    panel = accuracy_over_imbalance(pd.concat([one.assign(label=f"ours {i}") for i in range(n)] + elsewhere), "cifar10_lt", "ConvNet-3").axes[0]
+    handles, labels = panel.get_legend_handles_labels()
+    x = np.concatenate([handle[0].get_xdata() for handle, label in zip(handles, labels, strict=True) if label.startswith("ours")])
+    assert len(x) == n and x.max() / x.min() == pytest.approx(spread) and np.sqrt(x.max() * x.min()) == pytest.approx(100)
+
+
 def test_curves_without_any_row_of_ours_or_without_anything(rows):
     none = own_results(rows).iloc[:0]
     drawn(accuracy_over_imbalance(none, "imagenet_lt", "ConvNet-4"))
@@ -133,6 +144,24 @@ def test_class_accuracy_names_recipes_and_refuses_a_mixture(rows):
         class_accuracy(rows)
     with pytest.raises(InputError, match="nothing to draw"):
         class_accuracy(rows.iloc[:0])
+
+
+def test_networks_of_one_method_are_curves_of_their_own(rows):
+    one = rows[(rows["imbalance_factor"] == 50) & (rows["method"] == "distilled")]
+    teachers = [one.iloc[[i]].assign(method="teacher", network=name, top1=0.1 * i) for i, name in enumerate(("ConvNet-3", "ResNet-9"))]
+    figure = class_accuracy(pd.concat([*teachers, one.iloc[[2]]]))
+    assert list(curves(figure.axes[0])) == [
+        "the teacher itself, ConvNet-3: 0.0 %",
+        "the teacher itself, ResNet-9: 10.0 %",
+        "distilled, soft labels: 54.0 %",
+    ]
+
+
+def test_class_names_are_no_formulas(rows):
+    names = ["$5_$10", "$\\frac$", *NAMES[2:]]
+    figure = class_accuracy(rows[rows["imbalance_factor"] == 50], names)
+    assert set(names) <= set(drawn(figure))
+    drawn(gallery({"real": [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)] * 10}, names, [5] * 10, "title"))
 
 
 def test_classes_without_test_images_are_gaps(rows):

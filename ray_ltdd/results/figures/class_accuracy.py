@@ -27,7 +27,8 @@ def class_accuracy(rows: pd.DataFrame, class_names: Sequence[str] | None = None,
     Over several seeds the mean is drawn, and a band of one deviation.
 
     Args:
-        rows: of `load_results`, of one split and one part; one curve a method or, where `labels` names its recipe, a label.
+        rows: of `load_results`, of one split and one part; one curve a method or, where `labels` names its recipe, a label; of several networks,
+            one each.
         class_names: K names in class order; None: numbers.
         labels: recipe -> name of its curve.
 
@@ -43,6 +44,8 @@ def class_accuracy(rows: pd.DataFrame, class_names: Sequence[str] | None = None,
     count_K = np.asarray(rows.iloc[0]["count_per_class"], int)
     order_K = np.argsort(-count_K, kind="stable")
     rows = rows.assign(curve=[_curve(row, labels or {}, in_two_roles) for row in rows.to_dict("records")])
+    several = rows.groupby("curve")["network"].transform("nunique") > 1
+    rows["curve"] = rows["curve"].where(~several, rows["curve"] + ", " + rows["network"])
     figure = new_figure(4.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
     for index, (name, group) in enumerate(rows.groupby("curve", sort=False)):
