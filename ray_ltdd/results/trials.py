@@ -52,13 +52,20 @@ def trials_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         rows: of `load_results`, of all states.
 
     Returns:
-        the cell's name, or the study's where a cell has several, -> a table with `number` (int), `state` (`COMPLETE`, `PRUNED`, `FAIL`), `value`
-        (float: the study's first objective, such as validation top-1 as a share; of a pruned trial its top-1 when it was stopped; NaN where there
-        is none), `seconds` (float, of all the trial's stages when they were computed) and one column a parameter.
+        the cell's name, or the study's where a cell has several, after the sweep's name where there are several -> a table with `number` (int),
+        `state` (`COMPLETE`, `PRUNED`, `FAIL`), `value` (float: the study's first objective, such as validation top-1 as a share; of a pruned trial
+        its top-1 when it was stopped; NaN where there is none), `seconds` (float, of all the trial's stages when they were computed) and one column a
+        parameter.
     """
     trials = rows[rows["role"] == "trial"]
-    names = trials["cell"].where(trials.groupby("cell")["study"].transform("nunique") == 1, trials["study"])
+    one_study = trials.groupby(["sweep", "cell"])["study"].transform("nunique") == 1
+    names = _of_sweep(trials, trials["cell"].where(one_study, trials["study"]))
     return {str(name): _trials(group) for name, group in trials.groupby(names, sort=False)}
+
+
+def _of_sweep(rows: pd.DataFrame, names: pd.Series) -> pd.Series:
+    """The names of cells or studies; two sweeps may search the same ones, so after the sweep's where there are several."""
+    return names if rows["sweep"].nunique() < 2 else rows["sweep"] + ", " + names
 
 
 def trial_table(trials: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -95,17 +102,19 @@ def sweep_finals(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def sweep_comparison(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell, its winner against the defaults on the test part, seed by seed.
+    """Return one row a cell of a sweep, its winner against the defaults on the test part, seed by seed.
 
-    Columns: `cell`; `winner`, `defaults` (mean top-1, shares); `n` (seeds); `difference`, `low`, `high` (winner minus defaults, shares, with its 95 %
-    interval), `p` (paired t test); `same` (the defaults won: nothing was compared). NaN where there are fewer than two pairs.
+    Columns: `cell` (after the sweep's name where there are several); `winner`, `defaults` (mean top-1, shares); `n` (seeds); `difference`, `low`,
+    `high` (winner minus defaults, shares, with its 95 % interval), `p` (paired t test); `same` (the defaults won: nothing was compared). NaN where
+    there are fewer than two pairs.
 
     Args:
         rows: of `load_results`.
     """
     finals = rows[rows["role"].isin(["winner", "defaults"]) & (rows["method"] == "distilled")]
     columns = ["cell", "winner", "defaults", "n", "difference", "low", "high", "p", "same"]
-    return pd.DataFrame([_comparison(str(cell), own) for cell, own in finals.groupby("cell", sort=False)], columns=columns)
+    cells = finals.groupby(_of_sweep(finals, finals["cell"]), sort=False)
+    return pd.DataFrame([_comparison(str(cell), own) for cell, own in cells], columns=columns)
 
 
 def _comparison(cell: str, finals: pd.DataFrame) -> dict[str, Any]:
@@ -125,8 +134,11 @@ def final_labels(rows: pd.DataFrame) -> dict[str, str]:
         rows: of `load_results`; those that are no final run of distilled images are passed over.
     """
     finals = rows[rows["role"].isin(["winner", "defaults"]) & (rows["method"] == "distilled")]
-    roles = finals.groupby("recipe", sort=False)["role"].agg(lambda own: " and ".join(role for role in ("winner", "defaults") if role in set(own)))
-    return {str(recipe): f"{roles[recipe]} of {sweep}" for recipe, sweep in zip(finals["recipe"], finals["sweep"], strict=True)}
+    labels: dict[str, list[str]] = {}
+    for (recipe, sweep), own in finals.groupby(["recipe", "sweep"], sort=False):
+        roles = " and ".join(role for role in ("winner", "defaults") if role in set(own["role"]))
+        labels.setdefault(str(recipe), []).append(f"{roles} of {sweep}")
+    return {recipe: ", ".join(names) for recipe, names in labels.items()}
 
 
 def sweep_figures(trials: dict[str, pd.DataFrame]) -> dict[str, Figure]:
@@ -139,10 +151,10 @@ def sweep_figures(trials: dict[str, pd.DataFrame]) -> dict[str, Figure]:
         names = parameters_of(own)
         draws: dict[str, Callable[[], Figure]] = {
             "course of the sweep": partial(sweep_history, own, title=f"Course of the sweep, {cell}"),
-            "importance of the parameters": partial(parameter_importance, own, names),
-            "parameters of the trials": partial(parallel_coordinates, own, names),
-            "response to the momentum schedule": partial(momentum_response, own),
-            "response to the choice of initial images": partial(crops_response, own),
+            "importance of the parameters": partial(parameter_importance, own, names, title=f"Importance of the parameters (PED-ANOVA), {cell}"),
+            "parameters of the trials": partial(parallel_coordinates, own, names, title=f"Parameters of the finished trials, {cell}"),
+            "response to the momentum schedule": partial(momentum_response, own, title=f"Response to the momentum schedule, {cell}"),
+            "response to the choice of initial images": partial(crops_response, own, title=f"Response to the choice of initial images, {cell}"),
         }
         for name, draw in draws.items():
             with suppress(InputError):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from synthetic_rows import row, settings_with, write
 
 from ray_ltdd.results.load import load_results
@@ -74,6 +75,19 @@ def test_a_cell_with_a_second_study_shows_both(sweep):
     assert {name: len(trials) for name, trials in load_trials(sweep).items()} == {f"{NAME}-0a1b2c3d": 12, f"{NAME}-ffffffff": 1}
 
 
+def test_sweeps_that_share_cells_and_studies_stay_apart(sweep):
+    """Another sweep's study of the same name, whose defaults are the first one's, and whose winner is not."""
+    finals = [final_row("winner", n, 0.8, 33) for n in (0, 1)] + [final_row("defaults", n, 0.5, 75) for n in (0, 1)]
+    write(sweep / "t", *(values | {"sweep": "t"} for values in (*(trial_row(i, top1=0.1, objectives=[0.1]) for i in range(3)), *finals)))
+    trials = load_trials(sweep)
+    assert {name: len(own) for name, own in trials.items()} == {f"s, {NAME}": 12, f"t, {NAME}": 3}
+    assert sweep_summary(trials)["best_percent"].tolist() == pytest.approx([49, 10])
+    rows = load_results(sweep)
+    compared = sweep_comparison(rows).set_index("cell")
+    assert compared["winner"].to_dict() == pytest.approx({f"s, {NAME}": 0.61, f"t, {NAME}": 0.8}) and compared["n"].tolist() == [2, 2]
+    assert set(sweep_finals(rows)["label"]) == {"winner of s", "winner of t", "defaults of s, defaults of t"}
+
+
 def test_the_summary_counts_states_and_names_the_best(sweep):
     (cell,) = sweep_summary(load_trials(sweep)).to_dict("records")
     assert (cell["cell"], cell["trials"], cell["complete"], cell["pruned"], cell["failed"]) == (NAME, 12, 10, 1, 1)
@@ -82,8 +96,11 @@ def test_the_summary_counts_states_and_names_the_best(sweep):
     assert cell["hours"] == pytest.approx(11 * 36 / 3600)
 
 
-def test_figures_of_a_sweep(sweep):
-    assert [title.partition(": ")[2] for title in sweep_figures(load_trials(sweep))] == [
+def test_figures_of_a_sweep_name_what_they_show_and_of_which_cell(sweep):
+    figures = sweep_figures(load_trials(sweep))
+    for figure in figures.values():
+        assert any(NAME in text.get_text() for text in figure.findobj(Text)), "two cells' figures look alike"
+    assert [title.partition(": ")[2] for title in figures] == [
         "course of the sweep",
         "importance of the parameters",
         "parameters of the trials",

@@ -59,7 +59,7 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
         rows: of `load_results(folder, STATES)`.
         folder: that holds the runs.
     """
-    trials = trials_of(rows)
+    trials, n_sweeps = trials_of(rows), rows["sweep"].nunique()
     # trials have their own tables; everything else on the page is about what was tested on the test part
     rows = rows[(rows["state"] == "complete") & (rows["role"] != "trial")]
     problems: list[str] = []
@@ -81,7 +81,7 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
         for record in ours.to_dict("records")
     ]
     return Several(
-        lead=_lead(rows, cells),
+        lead=_lead(rows, cells, n_sweeps),
         problems=tuple(problems),
         cells=[{str(name): own for name, own in record.items()} for record in cells.to_dict("records")],
         comparison=[{str(name): own for name, own in record.items()} for record in sweep_comparison(rows).to_dict("records")],
@@ -94,11 +94,12 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
     )
 
 
-def _lead(rows: pd.DataFrame, cells: pd.DataFrame) -> str:
+def _lead(rows: pd.DataFrame, cells: pd.DataFrame, n_sweeps: int) -> str:
     n_runs, names = rows["folder"].nunique(), sorted({BENCHMARK_NAMES.get(name, name) for name in rows["benchmark"]})
     text = f"{n_runs} run{'' if n_runs == 1 else 's'} on {', '.join(names)}, {len(rows):,} tested networks"
     if len(cells):
-        text += f"; {len(cells)} cell{'' if len(cells) == 1 else 's'} of a sweep with {int(cells['trials'].sum()):,} trials"
+        sweeps = "a sweep" if n_sweeps == 1 else f"{n_sweeps} sweeps"
+        text += f"; {len(cells)} cell{'' if len(cells) == 1 else 's'} of {sweeps} with {int(cells['trials'].sum()):,} trials"
     return text + "."
 
 
