@@ -15,7 +15,7 @@ from ray_ltdd import InputError
 from ray_ltdd.executor import StageRecord
 from ray_ltdd.results.figures.accuracy_curves import accuracy_over_images, accuracy_over_imbalance
 from ray_ltdd.results.figures.class_accuracy import class_accuracy
-from ray_ltdd.results.figures.crops_response import CROPS, ROUNDS, THRESHOLD, crops_response
+from ray_ltdd.results.figures.crops_response import CROPS, ROUNDS, THRESHOLD, crops_response, medians
 from ray_ltdd.results.figures.gallery import gallery
 from ray_ltdd.results.figures.momentum_response import SCHEDULE, momentum_response
 from ray_ltdd.results.figures.parallel_coordinates import parallel_coordinates
@@ -394,6 +394,17 @@ def test_crops_response(trials):
     named = crops_response(trials.assign(**{ROUNDS: trials[ROUNDS].astype(object).where(trials[ROUNDS].notna(), "no limit")}))
     assert [label.get_text() for label in named.axes[2].get_xticklabels()] == ["1", "2", "none"]
     assert len(crops_response(trials.drop(columns=[CROPS, ROUNDS])).axes) == 1
+
+
+def test_the_running_median_has_one_point_a_value_whatever_the_order():
+    x, y = np.repeat([1.0, 2, 3], [4, 1, 3]), np.array([5.0, 1, 2, 9, 7, 8, 4, 6])
+    # of the value 2 there is one, and one on either side brings all that are equal to it
+    assert medians(x, y, 3) == {1: 3.5, 2: 5.5, 3: 6}
+    assert medians(x[::-1], y[::-1], 3) == medians(x, y, 3)
+    rng = np.random.default_rng(0)
+    single, noise = rng.permutation(20).astype(float), rng.normal(size=20)
+    plain = pd.Series(noise, single).sort_index().rolling(5, center=True).median().dropna()
+    assert medians(single, noise, 5) == pytest.approx(plain.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,30 @@ def crops_response(trials: pd.DataFrame, objective: Objective = TOP1, title: str
 
 
 def _draw_numbers(axes: Axes, done: pd.DataFrame, name: str) -> None:
-    known = done.dropna(subset=[name]).sort_values(name)
-    x = known[name].astype(float)
-    axes.scatter(x, known["shown"], s=14, color=COLOURS[0], alpha=0.7, linewidths=0, label="trial")
+    known = done.dropna(subset=[name])
+    x, shown = known[name].to_numpy(float), known["shown"].to_numpy(float)
+    axes.scatter(x, shown, s=14, color=COLOURS[0], alpha=0.7, linewidths=0, label="trial")
     window = max(3, len(known) // 4)
-    axes.plot(x, known["shown"].rolling(window, center=True, min_periods=window).median(), color=COLOURS[1], label=f"median of {window}")
-    if name != THRESHOLD and is_logarithmic(x):
+    line = medians(x, shown, window)
+    axes.plot(list(line), list(line.values()), color=COLOURS[1], label=f"median of {window} or more")
+    if name != THRESHOLD and is_logarithmic(known[name]):
         logarithmic(axes, x.min(), x.max())
+
+
+def medians(x: np.ndarray, y: np.ndarray, window: int) -> dict[float, float]:
+    """Return a running median, value of x -> median of y, x increasing, each value once.
+
+    It is over all points of that x and, where these are fewer than `window`, as many on either side as make up for it and all that are equal to the
+    outermost of them: in which order the points are given changes nothing. Values so near an end that a side has too few are left out.
+    """
+    ordered = np.sort(x)
+    found = {}
+    for value in np.unique(x):
+        first, last = np.searchsorted(ordered, value, "left"), np.searchsorted(ordered, value, "right") - 1
+        beside = max(0, window - (last - first)) // 2
+        if first >= beside and last + beside < len(x):
+            found[float(value)] = float(np.median(y[(x >= ordered[first - beside]) & (x <= ordered[last + beside])]))
+    return found
 
 
 def _rounds(done: pd.DataFrame) -> tuple[list[str], np.ndarray]:
