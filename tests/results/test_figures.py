@@ -300,6 +300,9 @@ def test_accuracy_over_bytes(tmp_path):
     texts = drawn(figure)
     labelled(figure, 0)
     assert {"Pareto front", "one logit vector per image", "teacher kept (online labels)", "bytes of images (PNG) and labels"} <= set(texts)
+    assert [text for text in texts if text.startswith("IPC")] == ["IPC 10", "IPC 10"]
+    crowd = pd.concat([table.reset_index().assign(is_best=True, bytes=table["bytes"].to_numpy() * (1 + i / 100)) for i in range(5)])
+    assert [text for text in drawn(accuracy_over_bytes(crowd)) if text.startswith("IPC")] == ["IPC 10", "IPC 10", "IPC 20"], "one name a place"
     with pytest.raises(InputError, match="different network"):
         accuracy_over_bytes(table.reset_index().assign(network=["a", "b", "c"]))
 

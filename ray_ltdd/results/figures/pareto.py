@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -10,6 +11,9 @@ from ray_ltdd.results.aggregate import GROUP, aggregate
 from ray_ltdd.results.figures.style import GREY, colour, legend_below, logarithmic, marker, new_figure, require_values, styled
 
 _MEANING = {"one": "one logit vector per image", "stored": "stored logits of views", "online": "teacher kept (online labels)"}
+
+# width and height of "IPC 10" as shares of the axes
+_NAME_SIZE = np.array([0.09, 0.05])
 
 
 def accuracy_and_bytes(rows: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
@@ -69,8 +73,6 @@ def accuracy_over_bytes(table: pd.DataFrame, title: str = "Accuracy for the byte
         axes.errorbar(
             group["bytes"], 100 * group["mean"], yerr=bars, linestyle="none", marker=marker(index), color=colour(index), capsize=2, label=name
         )
-    for row in front.to_dict("records"):
-        axes.annotate(f"IPC {row['images_per_class']}", (row["bytes"], 100 * row["mean"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
     low, high = table["bytes"].min(), table["bytes"].max()
     if high > 1.5 * low:
         logarithmic(axes, low, high)
@@ -81,8 +83,25 @@ def accuracy_over_bytes(table: pd.DataFrame, title: str = "Accuracy for the byte
     axes.set_xlabel("bytes of images (PNG) and labels")
     axes.set_ylabel(f"top-1 {table['part'].iloc[0]} accuracy (%)")
     axes.set_title(title)
+    _name_sizes(axes, front)
     legend_below(figure, axes)
     return figure
+
+
+def _name_sizes(axes: Axes, front: pd.DataFrame) -> None:
+    """Name the images per class of the points on the front, the most accurate first; not where a name would lie on another.
+
+    Names stand above on the left, where a front has no other points.
+    """
+    axes.autoscale_view()
+    place_of = axes.transData + axes.transAxes.inverted()
+    taken: list[np.ndarray] = []
+    for row in front.sort_values("mean", ascending=False, kind="stable").to_dict("records"):
+        point = (row["bytes"], 100 * row["mean"])
+        place = place_of.transform(point)
+        if all((abs(place - other) > _NAME_SIZE).any() for other in taken):
+            taken.append(place)
+            axes.annotate(f"IPC {row['images_per_class']}", point, xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=7)
 
 
 def _size(value: float) -> str:
