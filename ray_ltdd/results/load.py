@@ -19,8 +19,13 @@ from ray_ltdd.results.rows import IDENTITY, SCHEMA
 
 _FILE = "__filename"
 _STORE = {"checkpoints", "locks"}
-# what does not change what is measured: names, places, and how many seeds and baselines stand beside this one
-_INCIDENTAL: dict[str, tuple[str, ...]] = {"data": ("root", "path"), "compute": ("threads", "device"), "evaluate": ("seeds", "baselines")}
+# what does not change what is measured: names, places, how work is shared, and how many seeds and baselines stand beside this one
+_INCIDENTAL: dict[str, tuple[str, ...]] = {
+    "data": ("root", "path"),
+    "compute": ("threads", "device"),
+    "evaluate": ("seeds", "baselines"),
+    "relabel": ("epochs_per_task",),
+}
 # the settings a network that saw no distilled image depends on
 _BASELINE = ("data", "split", "distill", "evaluate", "compute")
 
@@ -58,12 +63,18 @@ def load_results(paths: str | Path | Sequence[str | Path], states: Sequence[str]
 
 
 def parsed_settings(frame: pd.DataFrame) -> list[Mapping[str, Any]]:
-    """Return the settings of every row as nested plain data, in the rows' order; rows without settings give an empty one."""
-    known: dict[str, Mapping[str, Any]] = {}
+    """Return the settings of every row as nested plain data, in the rows' order; rows without settings give an empty one.
+
+    Settings that came after a row was written have their defaults.
+    """
+    # it brings torch, which takes seconds and which a command that prints help should not wait for
+    from ray_ltdd.results.completed import completed
+
+    known: dict[str, Mapping[str, Any]] = {"{}": {}}
     texts = [text if isinstance(text, str) else "{}" for text in frame["settings"]]
     for text in texts:
         if text not in known:
-            known[text] = _completed(json.loads(text))
+            known[text] = completed(json.loads(text))
     return [known[text] for text in texts]
 
 
@@ -91,29 +102,12 @@ def recipe(settings: Mapping[str, Any], method: str, apart_from: Mapping[str, Se
         kept = {name: kept.get(name) for name in _BASELINE} | {"views": (settings.get("relabel") or {}).get("views")}
     elif method in ("observer", "teacher"):
         kept = {name: kept.get(name) for name in ("data", "split", "compute")} | _expert_settings(settings, method)
+    workers = (settings.get("cluster") or {}).get("expert_workers", 1)
+    if workers > 1 and method not in ("random", "whole"):
+        # the one setting of how work is shared that changes an outcome
+        kept["expert_workers"] = workers
     plain = {name: _without(value, (*_INCIDENTAL.get(name, ()), *apart_from.get(name, ()))) for name, value in kept.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a row with the values that went without saying before they could be chosen."""
-    if "teacher" in settings:
-        settings.setdefault("teacher_seeds", 1)
-    experts = [*([settings["observer"]] if settings.get("observer") else []), *_teachers(settings)]
-    trainings = [part for part in (settings.get("experts"), *(expert.get("training") for expert in experts)) if part]
-    labelled = [settings.get("relabel"), *(expert.get("function_matching") for expert in experts)]
-    views = [part["views"] for part in labelled if part and "views" in part]
-    if settings.get("relabel"):
-        settings["relabel"].setdefault("mirror_average", False)
-    for place in (*trainings, *views):
-        place.setdefault("hue", 0.0)
-        place.setdefault("saturation", 0.0)
-    for place in trainings:
-        place.setdefault("min_scale", 1.0)
-    matched = [expert["function_matching"] for expert in experts if expert.get("function_matching")]
-    for place in filter(None, (*trainings, *matched, settings.get("evaluate"))):
-        place.setdefault("linear_step", 0.0)
-    return settings
 
 
 def _teachers(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
