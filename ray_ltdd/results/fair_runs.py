@@ -84,22 +84,26 @@ def fair_scores(rows: pd.DataFrame, recipes: Sequence[str] | None = None, weight
     Raises:
         InputError: a recipe is not among the rows, or the weight is outside [0, 1].
     """
-    distilled = rows[rows["method"] == "distilled"].drop_duplicates("recipe")
-    wanted = list(distilled["recipe"]) if recipes is None else list(dict.fromkeys(recipes))
-    comparisons = _comparisons(distilled) if recipes is None else frozenset()
+    distilled = rows[rows["method"] == "distilled"].drop_duplicates("recipe").set_index("recipe", drop=False)
+    asked = list(distilled.index if recipes is None else dict.fromkeys(recipes))
+    for key in asked:
+        _require(distilled, key)
+    wanted = {key: _wanted(settings) for key, settings in zip(asked, parsed_settings(distilled.loc[asked]), strict=True)}
+    comparisons = _comparisons(wanted) if recipes is None else frozenset()
+    accuracies = _accuracies(rows, "top1")
     table = []
-    for key in wanted:
+    for key, place in zip(asked, distilled.loc[asked].to_dict("records"), strict=True):
         if key in comparisons:
             continue
-        known, _ = fair_accuracies(rows, key)
-        place = distilled[distilled["recipe"] == key].iloc[0]
+        known = _of_needs(accuracies, wanted[key])
+        has = known[known["distilled"].notna()].notna().any()
         of_score = {"label_robust": _label_robust(known, weight), "augmentation_robust": _augmentation_robust(known, weight)}
         table.append(
             {name: place[name] for name in COLUMNS[:6]}
             | {"top1": known["distilled"].mean(), "n": int(known["distilled"].count())}
             | {name: score.mean() for name, score in of_score.items()}
             | {f"n_{name}": int(score.count()) for name, score in of_score.items()}
-            | {"missing": tuple(name for name in NEEDS if not (known[name].notna() & known["distilled"].notna()).any())}
+            | {"missing": tuple(name for name in NEEDS if not has[name])}
         )
     return pd.DataFrame(table, columns=COLUMNS)
 
@@ -119,19 +123,41 @@ def fair_accuracies(rows: pd.DataFrame, recipe_key: str, metric: str = "top1") -
     Raises:
         InputError: no row of distilled images has this recipe.
     """
-    base = rows[(rows["recipe"] == recipe_key) & (rows["method"] == "distilled")]
-    if base.empty:
-        raise InputError(f"no row of distilled images has the recipe {recipe_key!r}: take one from the column `recipe`.")
-    (settings,) = parsed_settings(base.iloc[:1])
-    found, missing = {}, {}
-    for name, need in NEEDS.items():
-        wanted = recipe(with_settings(settings, need.changes), need.method)
-        own = rows[(rows["recipe"] == wanted) & (rows["method"] == need.method)].drop_duplicates("artifact")
-        # the same seed may have been computed twice, on another machine or after an update
-        found[name] = own.groupby(["seed", "number"])[metric].mean()
-        if own.empty:
-            missing[name] = overrides(need)
-    return pd.DataFrame(found), missing
+    distilled = rows[rows["method"] == "distilled"].drop_duplicates("recipe").set_index("recipe")
+    _require(distilled, recipe_key)
+    (settings,) = parsed_settings(distilled.loc[[recipe_key]])
+    wanted, accuracies = _wanted(settings), _accuracies(rows, metric)
+    missing = {name: overrides(need) for name, need in NEEDS.items() if (need.method, wanted[name]) not in accuracies}
+    return _of_needs(accuracies, wanted), missing
+
+
+def _wanted(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The recipe of the rows that have each accuracy a run with these settings needs."""
+    return {name: recipe(with_settings(settings, need.changes), need.method) for name, need in NEEDS.items()}
+
+
+def _accuracies(rows: pd.DataFrame, metric: str) -> dict[tuple[str, str], dict[tuple[int, int], float]]:
+    """(method, recipe) -> (seed, number) -> accuracy."""
+    # the same seed may have been computed twice, on another machine or after an update
+    once = rows.drop_duplicates(["method", "recipe", "artifact"])
+    means = once.groupby(["method", "recipe", "seed", "number"], sort=False)[metric].mean().reset_index()
+    found: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
+    for row in means.to_dict("records"):
+        found.setdefault((row["method"], row["recipe"]), {})[row["seed"], row["number"]] = row[metric]
+    return found
+
+
+def _of_needs(accuracies: Mapping[tuple[str, str], Mapping[tuple[int, int], float]], wanted: Mapping[str, str]) -> pd.DataFrame:
+    """One column for each entry of `NEEDS`, indexed by (seed, number), NaN where there is no row."""
+    columns = {name: accuracies.get((need.method, wanted[name]), {}) for name, need in NEEDS.items()}
+    places = sorted(set().union(*columns.values()))
+    index = pd.MultiIndex.from_tuples(places, names=["seed", "number"])
+    return pd.DataFrame({name: [column.get(place, float("nan")) for place in places] for name, column in columns.items()}, index=index)
+
+
+def _require(distilled: pd.DataFrame, key: str) -> None:
+    if key not in distilled.index:
+        raise InputError(f"no row of distilled images has the recipe {key!r}: take one from the column `recipe`.")
 
 
 def missing_for(score: str, missing: Sequence[str]) -> str:
@@ -152,13 +178,10 @@ def overrides(need: Need) -> str:
     return " ".join(["evaluate.baselines=[]", *(f"{name}={value}" for name, value in values.items())])
 
 
-def _comparisons(distilled: pd.DataFrame) -> frozenset[str]:
+def _comparisons(wanted: Mapping[str, Mapping[str, str]]) -> frozenset[str]:
     """Recipes that are what another recipe is compared with: random images, or students without soft labels or augmentation."""
-    needs = [need for need in NEEDS.values() if need.method == "distilled"]
-    found = set()
-    for key, settings in zip(distilled["recipe"], parsed_settings(distilled), strict=True):
-        found |= {recipe(with_settings(settings, need.changes), need.method) for need in needs} - {key}
-    return frozenset(found)
+    distilled = [name for name, need in NEEDS.items() if need.method == "distilled"]
+    return frozenset(others[name] for key, others in wanted.items() for name in distilled if others[name] != key)
 
 
 def _label_robust(known: pd.DataFrame, weight: float) -> pd.Series:
