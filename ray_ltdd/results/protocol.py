@@ -133,15 +133,18 @@ def _sentences(rows: pd.DataFrame) -> Iterable[str]:
 
 
 def _recovery(settings: Mapping[str, Any], authors: _Authors) -> Iterable[str]:
-    matching = _get(settings, "teacher.function_matching.epochs", None)
-    epochs = {_get(settings, f"{role}.training.epochs", _EXPERT_EPOCHS) for role in ("observer", *(() if matching else ("teacher",)))}
+    teachers = [_get(settings, "teacher", {}), *(_get(settings, "more_teachers", None) or ())]
+    matched = [teacher for teacher in teachers if _get(teacher, "function_matching", None)]
+    trained = [_get(settings, "observer", {}), *(teacher for teacher in teachers if teacher not in matched)]
+    epochs = {_get(expert, "training.epochs", _EXPERT_EPOCHS) for expert in trained}
     if epochs != {_EXPERT_EPOCHS}:
-        yield f"experts of {' and '.join(map(str, sorted(epochs)))} epochs (paper: {_EXPERT_EPOCHS})"
-    if matching:
-        yield f"a teacher that matched the observer's function for {matching} epochs (paper: trained from labels)"
-    teachers = _get(settings, "teacher_seeds", 1) + len(_get(settings, "more_teachers", None) or ())
-    if teachers > 1:
-        yield f"labels averaged over {teachers} teachers (paper: one)"
+        yield f"experts of {_listed(sorted(epochs))} epochs (paper: {_EXPERT_EPOCHS})"
+    if matched:
+        epochs = {_get(teacher, "function_matching.epochs", None) for teacher in matched}
+        yield f"a teacher that matched the observer's function for {_listed(sorted(epochs))} epochs (paper: trained from labels)"
+    n_teachers = _get(settings, "teacher_seeds", 1) - 1 + len(teachers)
+    if n_teachers > 1:
+        yield f"labels averaged over {n_teachers} teachers (paper: one)"
     architecture, width = (
         _get(settings, f"observer.model.{name}", own) for name, own in zip(("architecture", "width"), authors.observer, strict=True)
     )
@@ -184,7 +187,7 @@ def _schedule(settings: Mapping[str, Any]) -> str:
     halved = [f"{share * epochs:g}" for share in _get(settings, "evaluate.halve_at", ())]
     if not halved:
         return "cosine rate"
-    return f"rate halved after epoch{'s' if halved[1:] else ''} {' and '.join(filter(None, (', '.join(halved[:-1]), halved[-1])))}"
+    return f"rate halved after epoch{'s' if halved[1:] else ''} {_listed(halved)}"
 
 
 def _views(settings: Mapping[str, Any], authors: _Authors) -> str:
@@ -211,6 +214,12 @@ def _compared(what: str, pairs: Sequence[tuple[str, str]]) -> str:
     different = [pair for pair in pairs if pair[0] != pair[1]]
     ours, theirs = (", ".join(side) for side in zip(*different, strict=True))
     return f"{what} {ours} (paper: {theirs})"
+
+
+def _listed(values: Iterable[Any]) -> str:
+    """Such as `20`, `20 and 45`, `15, 20 and 45`."""
+    *most, last = map(str, values)
+    return " and ".join(filter(None, (", ".join(most), last)))
 
 
 def _get(settings: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -84,6 +84,14 @@ def test_a_matched_teachers_training_is_named_and_the_one_it_did_not_have_is_not
     assert "a teacher that matched the observer's function for 250 epochs (paper: trained from labels)" in sentences
 
 
+def test_the_epochs_of_further_teachers_are_among_the_experts(tmp_path):
+    more = [{"training": {"epochs": 15}}, {"training": {"epochs": 45}}, {"training": {"epochs": 1}, "function_matching": {"epochs": 9}}]
+    write(tmp_path, row(settings=settings_with(observer__training__epochs=20, teacher__training__epochs=45, more_teachers=more)))
+    (sentences,) = differences(load_results(tmp_path)).values()
+    assert {"experts of 15, 20 and 45 epochs (paper: 200)", "labels averaged over 4 teachers (paper: one)"} <= set(sentences)
+    assert "a teacher that matched the observer's function for 9 epochs (paper: trained from labels)" in sentences
+
+
 def test_rivals_are_told_apart_by_name_and_clashes_are_refused(rows, tmp_path):
     labels = {row.label for row in paper_table(1, rows).rows if row.kind == "ours"}
     assert labels == {f"ours (run, {key})" for key in {label[-5:-1] for label in labels if label != "random real images, ours"}} | {
