@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from ray_ltdd.data.catalogue import BENCHMARKS
+from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.results.report.contents import RunContents, value
 from ray_ltdd.results.tables import BENCHMARK_NAMES
 
@@ -39,7 +43,7 @@ def steps(contents: RunContents) -> list[tuple[str, str]]:
     """The five stages as they were set: name and sentence."""
     settings = contents.settings
     return [
-        ("Experts", _experts(contents)),
+        ("Experts", _experts(settings)),
         ("Statistics", _statistics(settings)),
         ("Initial images", _crops(settings)),
         ("Recovery", _recovery(settings)),
@@ -47,24 +51,41 @@ def steps(contents: RunContents) -> list[tuple[str, str]]:
     ]
 
 
-def _experts(contents: RunContents) -> str:
-    settings, rows = contents.settings, contents.rows
-    roles = {role: value(settings, role, {}) for role in ("observer", "teacher")}
-    names = {role: str(value(own, "model.architecture", "network")) for role, own in roles.items()}
-    if rows is not None:
-        names |= {str(r["method"]): str(r["network"]) for r in rows[rows["method"].isin(list(roles))].to_dict("records")}
-    trained = {role: _training(value(own, "training", {})) for role, own in roles.items()}
-    more = len(settings.get("more_teachers") or ()) + (settings.get("teacher_seeds") or 1) - 1
-    if roles["observer"] == roles["teacher"]:
-        text = f"One {names['observer']} is observer and teacher, {trained['observer']}"
+def _experts(settings: Mapping[str, Any]) -> str:
+    observer, teacher = (value(settings, role, {}) for role in ("observer", "teacher"))
+    n = value(settings, "teacher_seeds", 1)
+    if observer == teacher:
+        parts = [f"One {_network(settings, observer)} is observer and teacher, {_training(observer)}"]
+        parts += [f"with {n - 1} more teacher{'' if n == 2 else 's'} of its settings"] if n > 1 else []
     else:
-        text = f"The observer is a {names['observer']}, {trained['observer']}; the teacher a {names['teacher']}, {trained['teacher']}"
-    return text + (f"; with {more} further teacher{'' if more == 1 else 's'}." if more else ".")
+        are = "the teacher is a" if n == 1 else f"{n} teachers are each a"
+        parts = [f"The observer is a {_network(settings, observer)}, {_training(observer)}"]
+        parts += [f"{are} {_network(settings, teacher)}, {_training(teacher)}"]
+    parts += [f"a further teacher is a {_network(settings, expert)}, {_training(expert)}" for expert in value(settings, "more_teachers") or ()]
+    return "; ".join(parts) + "."
 
 
-def _training(training: Mapping[str, Any]) -> str:
+def _network(settings: Mapping[str, Any], expert: Mapping[str, Any]) -> str:
+    """Its usual name."""
+    try:
+        model = ModelConfig.model_validate(value(expert, "model", {}))
+    except ValidationError:
+        # of another version
+        return str(value(expert, "model.architecture", "network"))
+    benchmark = BENCHMARKS.get(str(value(settings, "data.dataset")))
+    size = value(settings, "data.image_size") or (benchmark.resolve_image_size(None) if benchmark else None)
+    return model.label_at(size) if size else model.label
+
+
+def _training(expert: Mapping[str, Any]) -> str:
+    matching = value(expert, "function_matching")
+    if matching:
+        size = value(matching, "views.batch_size")
+        return f"trained for {matching.get('epochs')} epochs in batches of {size} on the observer's logits (function matching)"
+    training = value(expert, "training", {})
     debias = "with" if training.get("debias") else "without"
-    return f"trained for {training.get('epochs')} epochs in batches of {training.get('batch_size')}, {debias} debiasing"
+    taught = ", taught by the observer besides" if value(expert, "taught_by") else ""
+    return f"trained for {training.get('epochs')} epochs in batches of {training.get('batch_size')}, {debias} debiasing{taught}"
 
 
 def _statistics(settings: Mapping[str, Any]) -> str:
