@@ -58,7 +58,9 @@ def load_results(paths: str | Path | Sequence[str | Path], states: Sequence[str]
     frame["stage_seconds"] = pd.Series([dict(pairs) if pairs is not None else {} for pairs in frame["stage_seconds"]], dtype=object)
     settings = parsed_settings(frame)
     frame["seed"] = [int(values.get("seed", 0)) for values in settings]
-    frame["recipe"] = [recipe(values, method) for values, method in zip(settings, frame["method"], strict=True)]
+    keys = [recipe(values, method) for values, method in zip(settings, frame["method"], strict=True)]
+    # text in an empty table, too
+    frame["recipe"] = pd.Series(keys, index=frame.index, dtype=str)
     return frame
 
 

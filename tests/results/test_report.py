@@ -25,8 +25,7 @@ from ray_ltdd.results.fair_runs import NEEDS
 from ray_ltdd.results.image_sets import ImageSets, load_image_sets, write_image_sets
 from ray_ltdd.results.load import load_results
 from ray_ltdd.results.published import published
-from ray_ltdd.results.report.contents import RunContents, read_run
-from ray_ltdd.results.report.method import steps
+from ray_ltdd.results.report.contents import read_run
 from ray_ltdd.results.report.page import run_page, write_report
 from ray_ltdd.yaml_files import with_settings
 
@@ -253,42 +252,6 @@ def test_damage_is_said_not_raised(finished):
     assert "summary.json is damaged" in text and "images.parquet are damaged" in text
 
 
-RESNET = {"model": {"architecture": "resnet9", "width": 32}, "training": {"epochs": 15, "batch_size": 64}}
-CONVNET = {"model": {"architecture": "convnet"}, "training": {"epochs": 45, "batch_size": 16, "debias": False}}
-MATCHED = {"model": {"architecture": "convnet"}, "taught_by": "observer", "function_matching": {"epochs": 250}}
-
-
-@pytest.mark.parametrize(
-    ("experts", "said"),
-    [
-        (
-            {"observer": RESNET, "teacher": RESNET},
-            "One ResNet-9 (width 32) is observer and teacher, trained for 15 epochs in batches of 64, with debiasing.",
-        ),
-        (
-            {"observer": RESNET, "teacher": RESNET, "teacher_seeds": 3, "more_teachers": [CONVNET]},
-            "One ResNet-9 (width 32) is observer and teacher, trained for 15 epochs in batches of 64, with debiasing; with 2 more teachers of its "
-            "settings; a further teacher is a ConvNet-3, trained for 45 epochs in batches of 16, without debiasing.",
-        ),
-        (
-            {"observer": RESNET, "teacher": CONVNET | {"taught_by": "observer"}, "teacher_seeds": 2, "more_teachers": [RESNET | {"member": 1}]},
-            "The observer is a ResNet-9 (width 32), trained for 15 epochs in batches of 64, with debiasing; 2 teachers are each a ConvNet-3, trained "
-            "for 45 epochs in batches of 16, without debiasing, taught by the observer besides; a further teacher is a ResNet-9 (width 32), trained "
-            "for 15 epochs in batches of 64, with debiasing.",
-        ),
-        (
-            {"observer": RESNET, "teacher": MATCHED},
-            "The observer is a ResNet-9 (width 32), trained for 15 epochs in batches of 64, with debiasing; the teacher is a ConvNet-3, trained for "
-            "250 epochs in batches of 64 on the observer's logits (function matching).",
-        ),
-    ],
-)
-def test_every_expert_is_named_with_its_own_training(experts, said):
-    settings = validate({"data": {"dataset": "cifar10_lt"}} | experts, "test").model_dump(mode="json")
-    (name, sentence), *_ = steps(RunContents(Path(), settings, None, None, None, None, ()))
-    assert (name, sentence) == ("Experts", said)
-
-
 def test_a_benchmark_without_published_numbers(tmp_path):
     settings = settings_with(data__dataset="digits_lt")
     write_yaml(validate(settings, "test"), tmp_path / "settings.yaml")
@@ -307,7 +270,7 @@ def test_two_recipes_in_one_run_are_two_lines(tmp_path):
 
 def several_rows(root):
     for factor, top1 in ((10, 0.7), (100, 0.6)):
-        write(root / f"run-{factor}", row(settings=settings_with(split__imbalance_factor=float(factor)), top1=top1))
+        write(root / f"run-{factor}", row(settings=settings_with(split__imbalance_factor=float(factor)), top1=top1, run=f"run-{factor}"))
 
 
 def test_several_runs(tmp_path):
@@ -321,6 +284,12 @@ def test_several_runs(tmp_path):
     assert "2 runs on CIFAR-10-LT, 2 tested networks." in text and "accuracy over the imbalance factor" in text
     assert [cells[0] for cells in page.rows("runs")[1:]] == ["run-10", "run-100"] and page.rows("paper-table") and not page.rows("cells")
     assert all(address.startswith("data:") for address in page.addresses)
+
+
+def test_runs_whose_rows_are_in_one_file_are_runs_each(tmp_path):
+    write(tmp_path / "copied", *(row(settings=settings_with(seed=seed), run=f"run-{seed}") for seed in (0, 1, 2)))
+    text, page = page_of(tmp_path)
+    assert "3 runs on CIFAR-10-LT, 3 tested networks." in text and [cells[0] for cells in page.rows("runs")[1:]] == ["run-0", "run-1", "run-2"]
 
 
 def fair_runs(root, top1_of):

@@ -56,12 +56,9 @@ def read_run(folder: Path) -> RunContents:
     settings = read_yaml(folder / SETTINGS)
     if not settings:
         raise InputError(f"{folder} is no run: its {SETTINGS} is empty; give a folder that `ray-ltdd run` made.")
-    missing = []
-    rows = summary = images = None
-    try:
-        rows = load_results(folder)
-    except InputError:
-        missing.append("No network has been tested yet: there are no result rows.")
+    missing: list[str] = []
+    summary = images = None
+    rows = _read_rows(folder, missing)
     try:
         summary = read_summary(folder)
         if summary is None:
@@ -79,6 +76,21 @@ def read_run(folder: Path) -> RunContents:
         missing.append(f"{str(error)[0].upper()}{str(error)[1:]}" if is_there else "No images have been distilled yet.")
     gallery = (folder / GALLERY).read_bytes() if (folder / GALLERY).exists() else None
     return RunContents(folder, settings, rows, summary, images, gallery, tuple(missing))
+
+
+def _read_rows(folder: Path, missing: list[str]) -> pd.DataFrame | None:
+    try:
+        rows = load_results(folder)
+    except InputError:
+        missing.append("No network has been tested yet: there are no result rows.")
+        return None
+    known = rows[rows["top1"].notna()].reset_index(drop=True)
+    if known.empty:
+        missing.append("No network has been tested to its end: result rows are of trainings that were stopped, without an accuracy, or damaged.")
+        return None
+    if len(known) < len(rows):
+        missing.append(f"{len(rows) - len(known)} of {len(rows)} result rows have no accuracy and are left out.")
+    return known
 
 
 def value(settings: Mapping[str, Any], name: str, default: Any = None) -> Any:

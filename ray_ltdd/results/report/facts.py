@@ -86,6 +86,11 @@ def sizes(contents: RunContents) -> tuple[str, str] | None:
     return decimal(int(row["image_bytes"])), decimal(int(row["label_bytes"] if pd.notna(row["label_bytes"]) else 0))
 
 
+def imbalance(factor: float) -> str:
+    """An imbalance factor as people write it: the largest class over the smallest is seldom a whole number as drawn."""
+    return f"{factor:.3g}" if factor < 1000 else f"{factor:,.0f}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
     if seconds < 100:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from ray_ltdd.data.catalogue import BENCHMARKS
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.results.report.contents import RunContents, value
+from ray_ltdd.results.report.facts import imbalance
 from ray_ltdd.results.tables import BENCHMARK_NAMES
 
 _WEIGHTS = {
@@ -35,8 +36,8 @@ def lead(contents: RunContents) -> str:
     row = contents.rows.iloc[0]
     counts = [int(n) for n in row["count_per_class"]]
     source = f"{sum(counts):,} training images of {len(counts)} classes, {max(counts):,} in the largest and {min(counts):,} in the smallest"
-    factor = f"{benchmark_name(settings)} with an imbalance factor of {row['imbalance_factor']:.3g}"
-    return f"{factor} ({source}), distilled into {ipc * len(counts):,} images, {size}."
+    dataset = f"{benchmark_name(settings)} with an imbalance factor of {imbalance(row['imbalance_factor'])}"
+    return f"{dataset} ({source}), distilled into {ipc * len(counts):,} images, {size}."
 
 
 def steps(contents: RunContents) -> list[tuple[str, str]]:

@@ -144,6 +144,7 @@ def _environment() -> Environment:
         loader=PackageLoader("ray_ltdd.results", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"method_titles": TITLES, "paper": PAPER, "standing": STANDING, "fair_titles": fair.TITLES, "fair_caveat": CAVEAT}
+    environment.filters["imbalance"] = facts.imbalance
     environment.filters["number"] = lambda value, digits=1: "" if value is None or value != value else f"{value:,.{digits}f}"
     return environment
 

@@ -95,11 +95,13 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
 
 
 def _lead(rows: pd.DataFrame, cells: pd.DataFrame, n_sweeps: int) -> str:
-    n_runs, names = rows["folder"].nunique(), sorted({BENCHMARK_NAMES.get(name, name) for name in rows["benchmark"]})
+    n_runs, names = len(rows.drop_duplicates(["folder", "run"])), sorted({BENCHMARK_NAMES.get(name, name) for name in rows["benchmark"]})
     text = f"{n_runs} run{'' if n_runs == 1 else 's'} on {', '.join(names)}, {len(rows):,} tested networks"
+    if not n_runs:
+        text = "No final run yet" if len(cells) else "No network has been tested to its end yet"
     if len(cells):
-        sweeps = "a sweep" if n_sweeps == 1 else f"{n_sweeps} sweeps"
-        text += f"; {len(cells)} cell{'' if len(cells) == 1 else 's'} of {sweeps} with {int(cells['trials'].sum()):,} trials"
+        sweeps, n_trials = "a sweep" if n_sweeps == 1 else f"{n_sweeps} sweeps", int(cells["trials"].sum())
+        text += f"; {len(cells)} cell{'' if len(cells) == 1 else 's'} of {sweeps} with {n_trials:,} trial{'' if n_trials == 1 else 's'}"
     return text + "."
 
 
@@ -136,9 +138,14 @@ def _curves(ours: pd.DataFrame) -> dict[str, Figure]:
 
 def _runs(rows: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     seconds = load_costs(folder).groupby("run")["compute_seconds"].sum().to_dict()
-    last = rows.sort_values("created", kind="stable").drop_duplicates("folder", keep="last").sort_values("folder")
-    names = [Path(place).name for place in last["folder"]]
+    last = rows.sort_values("created", kind="stable").drop_duplicates(["folder", "run"], keep="last").sort_values(["folder", "run"])
     return [
-        {"name": name, "fingerprint": row["fingerprint"], "created": minute(row["created"]), "device": row["device"], "seconds": seconds.get(name)}
-        for name, row in zip(names, last.to_dict("records"), strict=True)
+        {
+            "name": row["run"],
+            "fingerprint": row["fingerprint"],
+            "created": minute(row["created"]),
+            "device": row["device"],
+            "seconds": seconds.get(row["run"]),
+        }
+        for row in last.to_dict("records")
     ]
