@@ -59,13 +59,13 @@ def trials_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """
     trials = rows[rows["role"] == "trial"]
     one_study = trials.groupby(["sweep", "cell"])["study"].transform("nunique") == 1
-    names = _of_sweep(trials, trials["cell"].where(one_study, trials["study"]))
+    names = _of_sweep(rows, trials["sweep"], trials["cell"].where(one_study, trials["study"]))
     return {str(name): _trials(group) for name, group in trials.groupby(names, sort=False)}
 
 
-def _of_sweep(rows: pd.DataFrame, names: pd.Series) -> pd.Series:
-    """The names of cells or studies; two sweeps may search the same ones, so after the sweep's where there are several."""
-    return names if rows["sweep"].nunique() < 2 else rows["sweep"] + ", " + names
+def _of_sweep(rows: pd.DataFrame, sweeps: pd.Series, names: pd.Series) -> pd.Series:
+    """The names of cells or studies, after their sweep's where the rows are of several: two may search the same cells."""
+    return names if rows["sweep"].nunique() < 2 else sweeps + ", " + names
 
 
 def trial_table(trials: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -113,7 +113,7 @@ def sweep_comparison(rows: pd.DataFrame) -> pd.DataFrame:
     """
     finals = rows[rows["role"].isin(["winner", "defaults"]) & (rows["method"] == "distilled")]
     columns = ["cell", "winner", "defaults", "n", "difference", "low", "high", "p", "same"]
-    cells = finals.groupby(_of_sweep(finals, finals["cell"]), sort=False)
+    cells = finals.groupby(_of_sweep(rows, finals["sweep"], finals["cell"]), sort=False)
     return pd.DataFrame([_comparison(str(cell), own) for cell, own in cells], columns=columns)
 
 

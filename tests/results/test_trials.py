@@ -86,6 +86,8 @@ def test_sweeps_that_share_cells_and_studies_stay_apart(sweep):
     compared = sweep_comparison(rows).set_index("cell")
     assert compared["winner"].to_dict() == pytest.approx({f"s, {NAME}": 0.61, f"t, {NAME}": 0.8}) and compared["n"].tolist() == [2, 2]
     assert set(sweep_finals(rows)["label"]) == {"winner of s", "winner of t", "defaults of s, defaults of t"}
+    # the cells of both tables have one name, where one sweep has no finals yet, too
+    assert sweep_comparison(rows[(rows["sweep"] == "s") | (rows["role"] == "trial")])["cell"].tolist() == [f"s, {NAME}"]
 
 
 def test_the_summary_counts_states_and_names_the_best(sweep):

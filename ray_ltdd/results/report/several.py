@@ -60,8 +60,10 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
         folder: that holds the runs.
     """
     trials, n_sweeps = trials_of(rows), rows["sweep"].nunique()
+    rows = rows[rows["state"] == "complete"]
+    comparison = sweep_comparison(rows)
     # trials have their own tables; everything else on the page is about what was tested on the test part
-    rows = rows[(rows["state"] == "complete") & (rows["role"] != "trial")]
+    rows = rows[rows["role"] != "trial"]
     problems: list[str] = []
     labels = final_labels(rows)
     scores = fair_scores(rows[rows["part"] == "test"])
@@ -84,7 +86,7 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
         lead=_lead(rows, cells, n_sweeps),
         problems=tuple(problems),
         cells=[{str(name): own for name, own in record.items()} for record in cells.to_dict("records")],
-        comparison=[{str(name): own for name, own in record.items()} for record in sweep_comparison(rows).to_dict("records")],
+        comparison=[{str(name): own for name, own in record.items()} for record in comparison.to_dict("records")],
         results=results,
         footnotes=[(letter(i), sentence) for i, sentence in enumerate(sentences)],
         fair_sentences=missing_sentences(scores, dict(zip(ours["recipe"], ours["label"], strict=True))) if len(ours) else [],
