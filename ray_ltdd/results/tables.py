@@ -6,6 +6,7 @@ A table holds numbers and says nothing of how they look; `ray_ltdd.results.table
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pandas as pd
 
@@ -23,7 +24,7 @@ _SUBJECTS = {5: "extreme imbalance", 6: "one image per class", 7: "other student
 # what the columns of a table are: they do not make two rows of one recipe
 _AXES = {"split": ("imbalance_factor", "profile"), "distill": ("images_per_class",), "evaluate": ("model",), "data": ("dataset", "image_size")}
 
-_CROPS = {"confidence": "confident crops", "random": "random crops"}
+_CROPS = {"confidence": "confident crops", "random": "random crops", "noise": "noise"}
 
 
 @dataclass(frozen=True)
@@ -188,19 +189,24 @@ def _default_labels(rows: pd.DataFrame) -> dict[str, str]:
     kinds = [_kind(method, left_out.get(key, "")) for method, key in zip(once["method"], once["recipe"], strict=True)]
     families = [recipe(values, str(method), _AXES) for values, method in zip(settings, once["method"], strict=True)]
     names = [str(values.get("name", "run")) for values in settings]
-    crops = [_CROPS.get(str((values.get("select_crops") or {}).get("method"))) for values in settings]
+    crops = [_crops(values) if method == "distilled" else "" for values, method in zip(settings, once["method"], strict=True)]
     found = pd.DataFrame({"recipe": once["recipe"].to_numpy(), "kind": kinds, "family": families, "name": names, "crops": crops})
     found["benchmark"] = once["benchmark"].to_numpy()
     labels = {}
     for (kind, _), group in found.groupby(["kind", "benchmark"], sort=False):
         # runs of one configuration whose crops differ are told apart by these, which say more than a digest
         several = group.groupby("name")["crops"].transform("nunique") > 1
-        group = group.assign(name=group["name"].where(~several, group["name"] + ", " + group["crops"].fillna("")))
+        group = group.assign(name=group["name"].where(~several, group["name"] + ", " + group["crops"]))
         rivals = group.groupby("name")["family"].nunique().to_dict()
         for key, family, name in zip(group["recipe"], group["family"], group["name"], strict=True):
             told_apart = name if rivals[name] == 1 else f"{name}, {family[:4]}"
             labels[str(key)] = str(kind) if group["family"].nunique() == 1 else f"{kind} ({told_apart})"
     return labels
+
+
+def _crops(settings: Mapping[str, Any]) -> str:
+    method = str((settings.get("select_crops") or {}).get("method", "confidence"))
+    return _CROPS.get(method, method)
 
 
 def _kind(method: str, left_out: str) -> str:

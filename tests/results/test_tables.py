@@ -138,6 +138,11 @@ def test_random_crops_are_the_method_and_a_footnote_not_an_ablation(tmp_path):
     write(tmp_path / "confident", row(settings=settings_with(data__dataset="cifar100_lt", split__imbalance_factor=50.0)))
     rivals = own_results(load_results([tmp_path / "50", tmp_path / "confident"]))
     assert rivals["label"].tolist() == ["ours (run, random crops)", "ours (run, confident crops)"]
+    baselines = [
+        row("random", settings=settings_with(select_crops__method=name, evaluate__epochs=9 + i)) for i, name in enumerate(("random", "noise"))
+    ]
+    write(tmp_path / "baselines", *baselines)
+    assert not any("crops" in label for label in own_results(load_results(tmp_path / "baselines"))["label"]), "they are no crops"
 
 
 def test_validation_accuracies_are_no_results(tmp_path):
