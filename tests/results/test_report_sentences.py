@@ -7,9 +7,11 @@ import pytest
 from synthetic_rows import row, settings_with, write
 
 from ray_ltdd.config import validate, write_yaml
+from ray_ltdd.results.load import load_results
 from ray_ltdd.results.report.contents import RunContents
 from ray_ltdd.results.report.facts import imbalance
 from ray_ltdd.results.report.method import steps
+from ray_ltdd.results.report.outcome import published_tables
 from ray_ltdd.results.report.page import write_report
 
 RESNET = {"model": {"architecture": "resnet9", "width": 32}, "training": {"epochs": 15, "batch_size": 64}}
@@ -81,6 +83,19 @@ def test_rows_without_an_accuracy_are_counted_and_left_out(tmp_path):
     write(folder, row(top1=0.5), row(number=1) | {"top1": None})
     text = write_report(folder).read_text()
     assert "1 of 2 result rows have no accuracy and are left out." in text and "<strong>50.0 %</strong><span>ConvNet-3, 1 student," in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"select_crops__method": "random"}, "The method: 38.7 %, 8.4 points below the published 47.1 % (RLDD)."),
+        ({"recover__steps": 0}, "The paper has no number of this cell with the same parts of the method left out."),
+    ],
+)
+def test_the_verdict_is_over_what_can_be_compared(tmp_path, changes, said):
+    settings = settings_with(data__dataset="cifar100_lt", split__imbalance_factor=10.0, **changes)
+    write(tmp_path, row(top1=0.387, settings=settings))
+    assert [table.sentence for table in published_tables(load_results(tmp_path))] == [said]
 
 
 def test_imbalance_factors_are_no_powers_of_ten():

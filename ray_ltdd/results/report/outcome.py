@@ -104,7 +104,7 @@ def _verdict(own: pd.DataFrame) -> str:
         how = f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}" if round(gap, 1) else "equal to"
         what = "The method" if str(r["published"]).startswith(METHOD) else "Random real images"
         said.append(f"{what}: {100 * r['mean']:.1f} %, {how} the published {r['published_percent']:.1f} % ({r['published']}).")
-    return " ".join(said)
+    return " ".join(said) or "The paper has no number of this cell with the same parts of the method left out."
 
 
 def _none_for_nan(own: Any) -> Any:
