@@ -75,7 +75,7 @@ def test_two_processes_train_an_expert(whole, spec):
     assert sum(done) == task.n_images and len(done) > 1 and min(done) > 0
     assert payload.record["n_steps"] == task.n_images / (2 * 32)
     assert payload.made["seconds"] > 0 and payload.made["device"] and payload.made["peak_memory_mb"] > 0, "what a plan reads is the processes' own"
-    expert = spec.open().new_expert(task.inputs["model"], 0)
+    expert = spec.open().new_expert(task.inputs["settings"].model, 0)
     expert.load_state_dict(payload.tensors)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["expert.safetensors"], "nothing but the checkpoint is left"
 

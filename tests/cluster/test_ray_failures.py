@@ -10,7 +10,7 @@ import pytest
 import ray
 from commands import checksums, command, environment, tiny_run
 from ray.cluster_utils import Cluster
-from tiny import MONITORED_BYTES, UNITS, Watcher, config_of, failing, run, task
+from tiny import UNITS, Watcher, config_of, failing, run, task
 
 from ray_ltdd.cluster.executor import make_executor
 from ray_ltdd.executor import SilentReporter
@@ -64,7 +64,8 @@ def test_a_host_that_rays_memory_monitor_ends_is_replaced(tmp_path):
     """Ray then raises an error of its own, not that of an actor that died."""
     ray.shutdown()
     memory = psutil.virtual_memory()
-    threshold = (memory.total - memory.available + MONITORED_BYTES / 2) / memory.total
+    # room for whatever other tests take meanwhile
+    threshold = 1 - memory.available / memory.total * 0.7
     monitored = {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 50}
     ray.init(
         address="local",

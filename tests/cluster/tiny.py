@@ -75,10 +75,6 @@ def slow(context, slot, advance, number, seconds):
     return numbered(context, slot, lambda n: None, number)
 
 
-MONITORED_BYTES = 2**32
-"""What a task takes for Ray's memory monitor to end its process, in a Ray that leaves half as much."""
-
-
 def failing(context, slot, advance, number, kind, marks):
     """Fails in the way `kind` says; `marks` counts the attempts."""
     (Path(marks) / f"{time.time_ns()}").touch()
@@ -89,9 +85,10 @@ def failing(context, slot, advance, number, kind, marks):
     if kind == "killed" or (kind == "killed once" and len(list(Path(marks).iterdir())) == 1):
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "monitor once" and len(list(Path(marks).iterdir())) == 1:
-        taken = bytearray(b"x") * MONITORED_BYTES
-        time.sleep(30)
-        del taken
+        taken = []
+        while True:
+            taken.append(bytearray(b"x") * 2**28)
+            time.sleep(0.1)
     if kind == "torch's memory" or (kind == "memory once" and len(list(Path(marks).iterdir())) == 1):
         resource.setrlimit(resource.RLIMIT_AS, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 2**33, resource.RLIM_INFINITY))
         try:
