@@ -99,6 +99,18 @@ def test_curves_of_one_place_stay_near_it(rows, n, spread):
     assert len(x) == n and x.max() / x.min() == pytest.approx(spread) and np.sqrt(x.max() * x.min()) == pytest.approx(100)
 
 
+@pytest.mark.parametrize("n", [8, 9])
+def test_of_too_many_settings_to_be_told_apart_each_is_a_dot(rows, n):
+    ours = own_results(rows)
+    ours = pd.concat([ours.query("method == 'random'"), *(ours.query("method == 'distilled'").assign(label=f"ours {i}") for i in range(n))])
+    figure = accuracy_over_imbalance(ours, "cifar10_lt", "ConvNet-3")
+    drawn(figure)
+    found = {label: values for label, values in curves(figure.axes[0]).items() if "ours" in label}
+    assert len(found.pop("random real images, ours")) == 2
+    assert found.keys() == ({f"ours {i}" for i in range(8)} if n == 8 else {"ours, each of 9 settings"})
+    assert sum(map(len, found.values())) == 2 * n
+
+
 def test_curves_without_any_row_of_ours_or_without_anything(rows):
     none = own_results(rows).iloc[:0]
     drawn(accuracy_over_imbalance(none, "imagenet_lt", "ConvNet-4"))

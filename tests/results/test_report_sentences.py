@@ -13,6 +13,7 @@ from ray_ltdd.results.report.facts import imbalance
 from ray_ltdd.results.report.method import steps
 from ray_ltdd.results.report.outcome import published_tables
 from ray_ltdd.results.report.page import write_report
+from ray_ltdd.results.report.several import several
 
 RESNET = {"model": {"architecture": "resnet9", "width": 32}, "training": {"epochs": 15, "batch_size": 64}}
 CONVNET = {"model": {"architecture": "convnet"}, "training": {"epochs": 45, "batch_size": 16, "debias": False}}
@@ -100,3 +101,11 @@ def test_the_verdict_is_over_what_can_be_compared(tmp_path, changes, said):
 
 def test_imbalance_factors_are_no_powers_of_ten():
     assert [imbalance(factor) for factor in (10.0, 98.0392, 256.4, 1234.0)] == ["10", "98", "256", "1,234"]
+
+
+def test_results_of_several_runs_are_listed_cell_by_cell_best_first(tmp_path):
+    for i, (factor, ipc, top1) in enumerate([(100, 10, 0.4), (50, 10, 0.3), (100, 10, 0.6), (100, 1, 0.2)]):
+        settings = settings_with(split__imbalance_factor=factor, distill__images_per_class=ipc, recover__steps=10 + i)
+        write(tmp_path / str(i), row(top1=top1, settings=settings, images_per_class=ipc))
+    listed = [(r["imbalance_factor"], r["images_per_class"], r["mean"]) for r in several(load_results(tmp_path), tmp_path).results]
+    assert listed == [(50, 10, 0.3), (100, 1, 0.2), (100, 10, 0.6), (100, 10, 0.4)]

@@ -1,6 +1,7 @@
 """Accuracy against the imbalance factor and against images per class, with the published curves."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,9 @@ SHOWN_METHODS = ("RLDD", "DAMED", "EDC", "MTT", "Random")
 # that none is further than the second factor from its place
 _APART = 1.06
 _AWAY_AT_MOST = 1.08
+
+_MOST_CURVES = 8
+"""Settings of ours that are told apart; of more, each is a dot of one series: nobody finds a curve among forty."""
 
 _NAMES = {"imbalance_factor": "IF", "images_per_class": "IPC"}
 _LONG_NAMES = {"imbalance_factor": "imbalance factor", "images_per_class": "images per class"}
@@ -61,9 +65,16 @@ def _curves(ours: pd.DataFrame, benchmark: str, network: str, methods: Sequence[
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     order = [name for name in methods if (theirs["method"] == name).any()]
     labels = list(dict.fromkeys(own["label"]))
+    distilled = list(dict.fromkeys(own.loc[own["method"] == "distilled", "label"]))
+    dots = distilled if len(distilled) > _MOST_CURVES else []
     for axes, value in zip(row, panels, strict=True):
         _draw(axes, theirs[theirs[panel] == value], along, "method", order, _theirs_style)
-        _draw(axes, own[own[panel] == value], along, "label", labels, _own_style, _sideways)
+        here = own[own[panel] == value]
+        style = _own_style
+        if dots:
+            style = _own_style_beside_dots
+            _draw_dots(axes, here[here["label"].isin(dots)], along, f"ours, each of {len(dots)} settings")
+        _draw(axes, here, along, "label", [label for label in labels if label not in dots], style, _sideways)
         axes.set_title(f"{_NAMES[panel]} {value:g}")
         axes.set_xlabel(_LONG_NAMES[along])
         exact_ticks(axes, sorted({*own[along], *theirs[along]}))
@@ -93,6 +104,14 @@ def _draw(
         axes.errorbar(x, points["percent"], yerr=bars, label=name, capsize=2, elinewidth=0.8, **style(index))  # type: ignore[arg-type]
 
 
+def _draw_dots(axes: Axes, rows: pd.DataFrame, along: str, name: str) -> None:
+    placed = rows.sort_values([along, "percent"])
+    n_here = placed.groupby(along)["percent"].transform("size")
+    x = [float(place) * _sideways(n)[i] for place, n, i in zip(placed[along], n_here, placed.groupby(along).cumcount(), strict=True)]
+    style: dict[str, Any] = {**_own_style(0), "linestyle": "none", "markersize": 4}
+    axes.errorbar(x, placed["percent"], yerr=placed["percent_deviation"].fillna(0), label=name, elinewidth=0.8, **style)
+
+
 def _sideways(n: int) -> np.ndarray:
     """By what the places of n neighbouring curves are multiplied."""
     edge = min(_APART ** ((n - 1) / 2), _AWAY_AT_MOST)
@@ -107,3 +126,7 @@ def _theirs_style(index: int) -> dict[str, object]:
 
 def _own_style(index: int) -> dict[str, object]:
     return {"color": colour(index), "marker": marker(index), "linewidth": 1.8, "markersize": 5.5, "zorder": 3}
+
+
+def _own_style_beside_dots(index: int) -> dict[str, object]:
+    return _own_style(index + 1)

@@ -19,6 +19,9 @@ from ray_ltdd.results.table_formats import letter
 from ray_ltdd.results.tables import BENCHMARK_NAMES, NUMBERS, PaperTable, own_results, paper_table
 from ray_ltdd.results.trials import final_labels, sweep_comparison, sweep_figures, sweep_summary, trials_of
 
+_ORDER = {"benchmark": True, "imbalance_factor": True, "images_per_class": True, "network": True, "mean": False}
+"""Columns that the results are sorted by, and whether they ascend."""
+
 
 @dataclass(frozen=True)
 class Several:
@@ -68,7 +71,7 @@ def several(rows: pd.DataFrame, folder: Path) -> Several:
     labels = final_labels(rows)
     scores = fair_scores(rows[rows["part"] == "test"])
     try:
-        ours = with_scores(_with_top5(own_results(rows, labels), rows), scores)
+        ours = with_scores(_with_top5(own_results(rows, labels), rows), scores).sort_values(list(_ORDER), ascending=list(_ORDER.values()))
     except InputError as error:
         problems.append(f"The reported results are not shown: {error}")
         ours = pd.DataFrame()
