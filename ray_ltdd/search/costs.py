@@ -245,7 +245,8 @@ def _student(known: _Store, manifest: Mapping[str, Any]) -> tuple[CostKind, int,
     kind = CostKind(manifest["stage"], known.dataset(upstream["split"]), " + ".join(networks))
     # what parts before cost is their own
     n_epochs = settings.get("last_epoch", settings["student"]["epochs"]) - manifest["record"].get("epochs_before", 0)
-    return kind, n_epochs * n_views(views, n_images), 1
+    n_drawn_from = known.n_train(upstream["split"]) if settings["source"] == "whole" else None
+    return kind, n_epochs * n_views(views, n_images, n_drawn_from), 1
 
 
 _READERS: Mapping[str, Reader] = {

@@ -184,7 +184,7 @@ class _Asked:
         return runs
 
     def _students(self, distilled: list[str], taught: list[str]) -> list[StageRun]:
-        config, last = self._config, self._config.evaluate.epochs
+        config, last, views = self._config, self._config.evaluate.epochs, self._config.relabel.views
         runs = []
         for source in ("distilled", *config.evaluate.baselines):
             own = source == "distilled"
@@ -192,12 +192,13 @@ class _Asked:
             networks = [config.evaluate.model, *(self._teachers * config.relabel.n_passes if asks else [])]
             upstream = [*distilled, *(taught if asks else [])] if own else [self._split]
             how = [config.relabel.outcome()] if own else [config.relabel.views, self._n_images]
+            per_epoch = n_views(views, self._n_images, self._n_train if source == "whole" else None)
             for number in range(config.evaluate.seeds):
                 which = (config.evaluate.outcome(), config.evaluate.part, source, number, *how)
                 ends = [0, *(self._rungs if own and number == 0 else [])]
                 for begin, end in pairwise(ends):
-                    runs.append(self._run("student_parts", (end - begin) * self._n_views, 1, upstream, *which, end, networks=networks))
-                runs.append(self._run("students", (last - ends[-1]) * self._n_views, 1, upstream, *which, networks=networks))
+                    runs.append(self._run("student_parts", (end - begin) * per_epoch, 1, upstream, *which, end, networks=networks))
+                runs.append(self._run("students", (last - ends[-1]) * per_epoch, 1, upstream, *which, networks=networks))
         return runs
 
     def _run(self, stage: str, work: int, size: int, upstream: list[str], *depends_on: Any, networks: Sequence[ModelConfig] = ()) -> StageRun:

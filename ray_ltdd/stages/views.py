@@ -83,9 +83,15 @@ def n_batches(config: ViewsConfig, n_images: int) -> int:
     return epoch_shape(config, n_images)[0]
 
 
-def n_views(config: ViewsConfig, n_images: int) -> int:
-    """Views of an epoch, the last batch filled up."""
-    return math.prod(epoch_shape(config, n_images))
+def n_views(config: ViewsConfig, n_images: int, n_drawn_from: int | None = None) -> int:
+    """Views of an epoch, the last batch filled up.
+
+    Args:
+        config: the batches.
+        n_images: that decide the number of steps.
+        n_drawn_from: images the batches are drawn from, where those are others: a baseline takes as many steps as distilled images do.
+    """
+    return n_batches(config, n_images) * epoch_shape(config, n_drawn_from or n_images)[1]
 
 
 def draw_epoch_views(config: ViewsConfig, n_images: int, image_size: int, seed: int, epoch: int, device: torch.device) -> EpochViews:

@@ -133,7 +133,8 @@ def student_task(
     per_epoch = n_batches(config.relabel.views, ipc * bench.n_classes)
     n_before = int(before.record["epoch"]) if before else 0
     n_epochs = (last_epoch or config.evaluate.epochs) - n_before
-    n_images = n_epochs * n_views(config.relabel.views, ipc * bench.n_classes)
+    n_drawn_from = bench.n_images("train") if source == "whole" else None
+    n_images = n_epochs * n_views(config.relabel.views, ipc * bench.n_classes, n_drawn_from)
     inputs = {
         "student": config.evaluate.student(),
         "relabel_settings": config.relabel,

@@ -1,5 +1,7 @@
 """A student trained in parts on the real pipeline: the artifact of one trained in one go, under its key, whatever the parts."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from commands import ROOT, TINY, checksums
@@ -8,6 +10,8 @@ from ray_ltdd import pipeline
 from ray_ltdd.config import load_config
 from ray_ltdd.executor import SilentReporter
 from ray_ltdd.runs import open_run
+from ray_ltdd.search.costs import read_costs
+from ray_ltdd.search.work import stage_runs
 
 pytestmark = pytest.mark.slow
 
@@ -52,3 +56,33 @@ def test_a_part_that_exists_is_not_computed_again(tmp_path):
     _, _, record = students(tmp_path, (3, 7))
     # the first part, two students and two baselines are there: only the second part is new
     assert (record.n_computed, record.n_reused) == (1, 5)
+
+
+def test_every_students_progress_ends_at_what_was_announced(tmp_path):
+    """Of one image a class a batch has no more images than there are; the baseline of the whole set fills its batches."""
+    announced, told = [], []
+
+    class Counting(SilentReporter):
+        @contextmanager
+        def stage(self, title, total):
+            if title == "Students":
+                announced.append(total)
+            yield told.append if title == "Students" else lambda n: None
+
+    names = [
+        *TINY,
+        "distill.images_per_class=1",
+        "evaluate.seeds=1",
+        "evaluate.epochs=3",
+        "evaluate.baselines=[random, whole]",
+        f"output.root={tmp_path}",
+    ]
+    config = load_config(ROOT / "configs" / "quickstart.yaml", names).config
+    run = open_run(config, Counting())
+    pipeline.evaluate(config, run.bench, run.executor, pipeline.distil(config, run.bench, run.executor))
+    batch = config.relabel.views.batch_size
+    assert batch > 10 and announced == [sum(told)] == [3 * (10 + 10 + batch)]
+    by_source = [stage.work for stage in stage_runs(config, run.bench.split.count_K) if stage.kind.stage == "students"]
+    assert sum(by_source) == sum(told)
+    costs = [cost.work for cost in read_costs(run.executor.store.root, config.data.root) if cost.kind.stage == "students"]
+    assert sorted(costs) == sorted(by_source)
