@@ -2,7 +2,8 @@
 
 import os
 import re
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -17,6 +18,11 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def with_defaults(self, names: Iterable[str]) -> Self:
+        """Return a copy in which the settings `names` have their defaults: what changes nothing, as the others are, must not make another key."""
+        fields = type(self).model_fields
+        return self.model_copy(update={name: fields[name].get_default(call_default_factory=True) for name in names})
 
 
 def _local(place: str) -> str:

@@ -88,7 +88,8 @@ class Recipe(Settings):
 
     def outcome(self) -> dict[str, Any]:
         """The settings the network's weights depend on, as plain data."""
-        return self.model_dump(mode="json", exclude=unused_linear_step(self.optimizer, self.linear_step))
+        idle = ({"momentum"} if self.optimizer == "adamw" else set()) | ({"warmup_share"} if self.halve_at else set())
+        return self.with_defaults(idle).model_dump(mode="json", exclude=unused_linear_step(self.optimizer, self.linear_step))
 
 
 class StudentConfig(Recipe):

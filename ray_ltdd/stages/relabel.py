@@ -70,7 +70,8 @@ class RelabelConfig(Settings):
 
     def outcome(self) -> dict[str, Any]:
         """The settings labels depend on, as plain data."""
-        return self.model_dump(mode="json", exclude={"epochs_per_task", "views", *self._unused()}) | {"views": self.views.outcome()}
+        plain = self if self.labels == "stored" else self.with_defaults({"stored_epochs"})
+        return plain.model_dump(mode="json", exclude={"epochs_per_task", "views", *self._unused()}) | {"views": self.views.outcome()}
 
     def image_outcome(self) -> dict[str, Any]:
         """The settings that labels of the images as they are depend on, as plain data."""

@@ -117,6 +117,13 @@ def test_a_step_of_linear_layers_goes_unnamed_where_there_is_none(recipe, optimi
     assert recipe(optimizer=optimizer, linear_step=3.0).outcome() == named | ({"linear_step": 3.0} if optimizer == "muon" else {})
 
 
+@pytest.mark.parametrize("recipe", [StudentConfig, FunctionMatching])
+def test_what_changes_nothing_as_the_others_are_makes_no_other_key(recipe):
+    assert recipe(momentum=0.5).outcome() == recipe().outcome() == recipe(linear_step=2.0).outcome()
+    assert recipe(optimizer="sgd", momentum=0.5).outcome() != recipe(optimizer="sgd").outcome()
+    assert recipe(halve_at=(0.5,), warmup_share=0.1).outcome() == recipe(halve_at=(0.5,)).outcome() != recipe(warmup_share=0.1).outcome()
+
+
 def test_what_a_student_depends_on_leaves_out_who_else_is_trained_and_tested():
     assert EvaluateConfig(seeds=7, baselines=(), part="validation").outcome() == StudentConfig().outcome()
 

@@ -67,6 +67,12 @@ def test_mirror_averaged_labels_against_a_loop_and_the_same_for_both_images():
     assert torch.equal(label(image_NCHW), label(mirrored_NCHW)) and not torch.equal(teacher(image_NCHW), teacher(mirrored_NCHW))
 
 
+@pytest.mark.parametrize("labels", ["one", "stored", "online"])
+def test_epochs_that_are_not_stored_make_no_other_key(labels):
+    few, many = (RelabelConfig(labels=labels, stored_epochs=n).outcome() for n in (7, 50))
+    assert (few == many) == (labels != "stored")
+
+
 def test_mirror_averaging_goes_unnamed_where_there_is_none_and_needs_sides_that_are_alike():
     plain, averaged = RelabelConfig(), RelabelConfig(mirror_average=True)
     assert "mirror_average" not in plain.outcome() and plain.image_outcome() == {"tau": 0.0} and plain.n_passes == 1
