@@ -367,7 +367,7 @@ def _card_facts(run: Run, report: Report) -> CardFacts:
     config = run.config
     return CardFacts(
         title=f"{run.bench.prepared.dataset}, {config.distill.images_per_class} images per class",
-        source=run.bench.prepared.source,
+        fingerprint=run.bench.prepared.fingerprint,
         split=run.bench.split.name,
         images_per_class=config.distill.images_per_class,
         n_classes=run.bench.n_classes,

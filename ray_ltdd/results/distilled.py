@@ -141,7 +141,7 @@ class CardFacts:
     """What the card states."""
 
     title: str
-    source: str
+    fingerprint: str
     split: str
     images_per_class: int
     n_classes: int
@@ -170,7 +170,7 @@ def write_card(facts: CardFacts) -> str:
         f"# {facts.title}",
         "",
         f"{n} synthetic images, {facts.images_per_class} for each of {facts.n_classes} classes, distilled from the long-tailed split "
-        f"`{facts.split}` ({facts.source}).",
+        f"`{facts.split}` (data with the fingerprint {facts.fingerprint[:12]}).",
         "Columns: `image` (PNG), `label`, `logits` (the teacher's, the mean where there are several, fp16, of the image as it is).",
         "",
         f"Bytes: {facts.image_bytes:,} of images; {facts.label_bytes:,} of labels as used below ({kept}).",

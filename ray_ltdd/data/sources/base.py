@@ -125,8 +125,10 @@ def check_contents(contents: Contents, where: object, remedy: str = "add images"
         remedy: what else than to remove the class.
 
     Raises:
-        InputError: a class has no image, or a name that is not Unicode (a folder's from an old archive is such).
+        InputError: there are fewer than two classes; one has no image, or a name that is not Unicode (a folder's from an old archive is such).
     """
+    if len(contents.class_names) < 2:
+        raise InputError(f"{where} has a single class, {contents.class_names[0]!r}: add at least one more, there is nothing to tell apart")
     for name in contents.class_names:
         if name.encode(errors="ignore").decode() != name:
             raise InputError(f"class {name!r} in {where} has a name that is not UTF-8: rename it")

@@ -116,6 +116,11 @@ def test_no_class_folders(tmp_path):
         ImageFolderSource(tmp_path).load()
 
 
+def test_a_single_class_is_refused(tmp_path, write_folder):
+    with pytest.raises(InputError, match=r"has a single class, 'cat': add at least one more"):
+        ImageFolderSource(write_folder(tmp_path, {"train": {"cat": 3}})).load()
+
+
 @pytest.mark.parametrize(("part", "word"), [("train", "training"), ("test", "test")])
 def test_class_without_images(tmp_path, write_folder, part, word):
     root = write_folder(tmp_path, BOTH)

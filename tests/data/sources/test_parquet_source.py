@@ -147,8 +147,8 @@ def test_missing_columns(tmp_path):
 
 
 def test_row_without_bytes(tmp_path):
-    image = pa.array([{"bytes": None}], pa.struct([("bytes", pa.binary())]))
-    pq.write_table(pa.table({"image": image, "label": [0]}), tmp_path / "train.parquet")
+    image = pa.array([{"bytes": None}, {"bytes": None}], pa.struct([("bytes", pa.binary())]))
+    pq.write_table(pa.table({"image": image, "label": [0, 1]}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"row 0 of .* has no image bytes"):
         list(ParquetSource(tmp_path).load().train.images(np.array([0])))
 
