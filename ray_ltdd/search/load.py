@@ -49,7 +49,8 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         InputError: a file is missing or no mapping, a name is unknown, a value out of range, a condition impossible; one line for each mistake.
     """
     path = Path(path)
-    values = _by_dotted_name(read_yaml(path))
+    # a section that a file names and leaves empty is null in YAML
+    values = _by_dotted_name({name: value for name, value in read_yaml(path).items() if value is not None or name not in _BY_NAME})
     origins: dict[str, str] = {}
     for text in overrides:
         # before the others: they may change single values of a space

@@ -300,6 +300,13 @@ def test_the_base_is_checked_as_a_run_checks_it(tmp_path):
     assert problems(path) == [f"{tmp_path / 'base.yaml'}: there is no setting 'recover.stepz': did you mean 'recover.steps'?"]
 
 
+def test_a_section_left_empty_is_an_empty_one(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text() + "set:\nset_in_finals:\n")
+    assert load_sweep(path).config.set == {}
+    assert load_sweep(path, ["recover.batch_size=7"]).cells[0].trial().recover.batch_size == 7
+
+
 def test_a_dataset_that_is_no_text_is_a_sentence(tmp_path):
     with pytest.raises(InputError, match=r"data\.dataset \(it is 5\)"):
         load_sweep(write(tmp_path, base={**BASE, "data": {}}), ["data.dataset=5"])
