@@ -72,8 +72,9 @@ def _print_plan(loaded: Any, as_json: bool) -> None:
     from ray_ltdd.sweep_view import plan_tables, print_lines
 
     store, data_root = loaded.config.output.store_path, loaded.cells[0].trial().data.root
-    done = {study.cell.name: study.n_done() for study in found_studies(loaded)}
-    planned = plan_sweep(loaded, done, stored_experts(store, data_root), tested_finals(loaded))
+    studies = found_studies(loaded)
+    done = {study.cell.name: study.n_done() for study in studies}
+    planned = plan_sweep(loaded, done, stored_experts(store, data_root), tested_finals(loaded, studies))
     cost = estimate(planned, read_costs(store, data_root))
     if as_json:
         stages = [

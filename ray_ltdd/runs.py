@@ -33,13 +33,13 @@ from ray_ltdd.pipeline import Distilled, Scores
 from ray_ltdd.results.distilled import CardFacts, png_bytes, write_card, write_distilled, write_labels
 from ray_ltdd.results.distilled_views import write_view_logits
 from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
-from ray_ltdd.results.summary import TITLES, Outcome, aggregate
+from ray_ltdd.results.summary import SUMMARY, TITLES, Outcome, aggregate
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.colours import require_colours
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.stages.select_crops import SelectCropsConfig
 from ray_ltdd.stages.views import epoch_shape
-from ray_ltdd.storage import atomic_file, readable_os_error
+from ray_ltdd.storage import absolute, atomic_file, readable_os_error
 from ray_ltdd.tasks.students import Source, views_seed
 from ray_ltdd.workbench import TrainedExpert, Workbench, WorkbenchSpec, split_payload
 from ray_ltdd.yaml_files import read_yaml
@@ -172,13 +172,9 @@ def open_run(
 def _with_absolute_paths(config: ExperimentConfig, store: ArtifactStore) -> ExperimentConfig:
     """The settings as whoever opens the run from another folder needs them."""
     data, output = config.data, config.output
-    places = {"root": _absolute(data.root), "path": _absolute(data.path) if data.path else None}
-    own = {"root": _absolute(output.root), "store": str(store.root)}
+    places = {"root": absolute(data.root), "path": absolute(data.path) if data.path else None}
+    own = {"root": absolute(output.root), "store": str(store.root)}
     return config.model_copy(update={"data": data.model_copy(update=places), "output": output.model_copy(update=own)})
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).absolute())
 
 
 def stored_split(store: ArtifactStore, config: SplitConfig, prepared: PreparedDataset) -> Artifact:
@@ -244,7 +240,7 @@ def execute(run: Run) -> Report:
         # a chunk of epochs at a time
         chunks = (chunk.tensors()["view_logit"] for chunk in distilled.labels.views)
         write_view_logits(folder, chunks, _stored_shape(run), views, seed)
-    with readable_os_error(run.folder), atomic_file(run.folder / "summary.json") as temporary:
+    with readable_os_error(run.folder), atomic_file(run.folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps(report.describe(), indent=1))
     # at the very end: a picture that cannot be drawn costs no result
     draw_run_gallery(run, distilled)

@@ -19,6 +19,11 @@ _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, err
 _UNWRITABLE = _FULL | _NO_FOLDER | {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+def absolute(place: str) -> str:
+    """A path as a process that stands in another folder needs it."""
+    return str(Path(place).absolute())
+
+
 @contextmanager
 def readable_os_error(place: Path, setting: str = "output.root") -> Iterator[None]:
     """Turn the body's errors about a full or unwritable disk into an `InputError`; let others pass.

@@ -12,6 +12,7 @@ from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.data.catalogue import find_benchmark
 from ray_ltdd.errors import InputError
 from ray_ltdd.results.rows import SCHEMA, SCHEMA_VERSION, append_rows
+from ray_ltdd.results.summary import SUMMARY
 from ray_ltdd.search.report import StageUse
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -79,5 +80,5 @@ def stage_uses(studies: Studies, finals: list[Final], setup: TrialSetup) -> list
 
 
 def _stages_of(final: Final, setup: TrialSetup) -> dict[str, Any]:
-    path = final.folder(setup) / "summary.json"
+    path = final.folder(setup) / SUMMARY
     return dict(json.loads(path.read_text())["stages"]) if path.exists() else {}

@@ -26,23 +26,23 @@ from ray_ltdd.cluster.records import stage_uses, write_all_rows, write_rows
 from ray_ltdd.cluster.searcher import EndOnRequest, ReportingScheduler, StudySearcher
 from ray_ltdd.cluster.session import connected
 from ray_ltdd.cluster.status import Meter, cell_reports
-from ray_ltdd.cluster.studies import JOURNAL, CellStudy, Studies, found_studies, open_journal, open_studies
+from ray_ltdd.cluster.studies import JOURNAL, CellStudy, Studies, open_journal, open_studies
 from ray_ltdd.cluster.trial import Final, TrialSetup, run_final, run_trial
 from ray_ltdd.data.belonging import record_data, require_same_data
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import Reporter
 from ray_ltdd.placement import ClusterConfig
+from ray_ltdd.results.summary import SUMMARY as RUN_SUMMARY
 from ray_ltdd.runs import prepare
 from ray_ltdd.search.cells import Cell, interleave
 from ray_ltdd.search.config import SweepConfig
 from ray_ltdd.search.load import Sweep
 from ray_ltdd.search.plan import Pair
 from ray_ltdd.search.report import SweepReport, SweepStatus
-from ray_ltdd.storage import atomic_file, readable_os_error
+from ray_ltdd.storage import absolute, atomic_file, readable_os_error
 from ray_ltdd.yaml_files import with_settings
 
 SETTINGS, SUMMARY, LOCK, SUPERSEDED = "sweep.yaml", "sweep_summary.json", ".lock", ".superseded"
-RUN_SUMMARY = "summary.json"
 VIEW_SECONDS = 0.5
 END_SECONDS = 3.0
 """How long Tune may take to end its trials before their processes are ended under it."""
@@ -166,11 +166,10 @@ def finals_of(studies: Iterable[CellStudy], n_seeds: int) -> list[Final]:
     ]
 
 
-def tested_finals(sweep: Sweep) -> dict[str, set[Pair]]:
+def tested_finals(sweep: Sweep, studies: Iterable[CellStudy]) -> dict[str, set[Pair]]:
     """Role and number of the final runs each cell's winner and defaults have already, by the cell's name; read without changing anything."""
-    sweep = _with_absolute_paths(sweep)
-    setup, tested = _setup(sweep), dict[str, set[Pair]]()
-    for final in finals_of(found_studies(sweep), sweep.config.final_seeds):
+    setup, tested = _setup(_with_absolute_paths(sweep)), dict[str, set[Pair]]()
+    for final in finals_of(studies, sweep.config.final_seeds):
         if _is_tested(final, setup):
             tested.setdefault(final.cell, set()).add((final.role, final.number))
     return tested
@@ -293,19 +292,15 @@ def _check(config: SweepConfig) -> None:
 def _with_absolute_paths(sweep: Sweep) -> Sweep:
     """A trial's process stands elsewhere, and maybe on another machine."""
     output = sweep.config.output
-    own = output.model_copy(update={"root": _absolute(output.root), "store": _absolute(str(output.store_path))})
+    own = output.model_copy(update={"root": absolute(output.root), "store": absolute(str(output.store_path))})
     return Sweep(sweep.config.model_copy(update={"output": own}), tuple(_absolute_cell(cell, own.store or "") for cell in sweep.cells))
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).absolute())
 
 
 def _absolute_cell(cell: Cell, store: str) -> Cell:
     config = cell.trial()
-    paths = {"output.root": _absolute(config.output.root), "output.store": store, "data.root": _absolute(config.data.root)}
+    paths = {"output.root": absolute(config.output.root), "output.store": store, "data.root": absolute(config.data.root)}
     if config.data.path:
-        paths["data.path"] = _absolute(config.data.path)
+        paths["data.path"] = absolute(config.data.path)
     return replace(cell, trial_values=with_settings(cell.trial_values, paths), final_values=with_settings(cell.final_values, paths))
 
 

@@ -13,8 +13,7 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.results.figures.pareto import accuracy_and_bytes, accuracy_over_bytes
 from ray_ltdd.results.figures.stage_costs import stage_costs
 from ray_ltdd.results.figures.worker_scaling import worker_scaling
-
-SUMMARY = "summary.json"
+from ray_ltdd.results.summary import SUMMARY
 
 COLUMNS = [
     "run",

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from ray_ltdd.executor import StageRecord
 
+SUMMARY = "summary.json"
+"""In a run's folder: its outcome as printed, written when it has ended."""
+
 TITLES = {
     "distilled": "distilled, soft labels",
     "random": "random real, one-hot",

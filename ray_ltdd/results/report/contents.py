@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from ray_ltdd.errors import InputError
-from ray_ltdd.results.costs import SUMMARY, read_summary
+from ray_ltdd.results.costs import read_summary
 from ray_ltdd.results.image_sets import INITIAL, REAL, ImageSets, load_image_sets
 from ray_ltdd.results.load import load_results
+from ray_ltdd.results.summary import SUMMARY
 from ray_ltdd.results.trace import SETTINGS
 from ray_ltdd.yaml_files import read_yaml
 
