@@ -25,6 +25,7 @@ SECONDS_BETWEEN_LINES = 30.0
 SHORT_STAGE_SECONDS = 0.5
 SECONDS_BEFORE_RATE = 2.0
 LINES_OF_A_RATE = 9
+TIMES_A_USUAL_REPORT = 100
 MOST_WORKERS_SHOWN = 8
 
 
@@ -106,20 +107,26 @@ class ConsoleReporter:
 class _Lines:
     def __init__(self, console: Console, title: str, n_images: int) -> None:
         self._console, self._title, self._total = console, title, n_images
-        self._done = self._done_when_printed = 0
+        self._done = 0
+        self._reports: list[int] = []
         self.workers: list[str] = []
-        self._started = self._printed = time.monotonic()
+        self._started = time.monotonic()
+        self._printed: float | None = None
         self._rates: deque[float] = deque(maxlen=LINES_OF_A_RATE)
 
     def advance(self, n: int) -> None:
-        # what an interrupted run had done arrives in one report: the first is no work of now, and of a later one the median takes no notice
         now = time.monotonic()
         self._done += n
-        if self._done == n:
-            self._done_when_printed, self._printed = n, now
+        if self._printed is None:
+            # the time before the first report, and what an interrupted run had done, which is in it, are no work of now
+            self._printed = now
+            return
+        self._reports.append(n)
         if now - self._printed >= SECONDS_BETWEEN_LINES:
-            self._rates.append((self._done - self._done_when_printed) / (now - self._printed))
-            self._done_when_printed, self._printed = self._done, now
+            # every resumed worker tells its earlier work in one report, sooner or later, and of a dead one it is taken back
+            most = TIMES_A_USUAL_REPORT * statistics.median_low(self._reports)
+            self._rates.append(sum(report for report in self._reports if abs(report) <= most) / (now - self._printed))
+            self._reports, self._printed = [], now
             rate = statistics.median(self._rates)
             of = f" of {self._total:,}, about {(self._total - self._done) / rate:,.0f} s left" if self._total and rate else ""
             self._console.print(f"{self._title}: {self._done:,} images{of} ({rate:,.0f} images/s)", highlight=False, soft_wrap=True)

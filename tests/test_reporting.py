@@ -36,14 +36,25 @@ def test_the_time_left_follows_the_rate(monkeypatch: pytest.MonkeyPatch) -> None
     assert lines[-1] == "Experts: done in 35.0 s"
 
 
-@pytest.mark.parametrize("lump_at", [0, 150])
-def test_what_was_done_before_an_interruption_is_no_rate(monkeypatch: pytest.MonkeyPatch, lump_at: int) -> None:
-    """One expert's earlier work arrives at once, at the start or later, when a second expert is resumed: neither makes the rest look shorter."""
+@pytest.mark.parametrize("lumps_at", [[0], [150], [0, 1], [0, 3, 7], [70, 71]])
+def test_what_was_done_before_an_interruption_is_no_rate(monkeypatch: pytest.MonkeyPatch, lumps_at: list[int]) -> None:
+    """An expert's earlier work arrives at once, at the start or when it is resumed later, alone or with others': none makes the rest look shorter."""
     reports = [(0.5, 50)] * 250
-    reports[lump_at] = (0.5, 50_000)
+    for lump_at in lumps_at:
+        reports[lump_at] = (0.5, 20_000)
     lines = _printed(monkeypatch, 100_000, reports)
     assert len(lines) == 125 // SECONDS_BETWEEN_LINES + 1
-    assert all(line.endswith("(100 images/s)") for line in lines[:-1] if "left" in line), lines
+    rates = [float(line.rsplit("(", 1)[1].split()[0]) for line in lines[:-1]]
+    assert all("left" in line for line in lines[:-1]) and all(96 <= rate <= 100 for rate in rates), lines
+
+
+def test_what_a_dead_worker_takes_back_is_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work since the last checkpoint is lost with a host: the count falls, the rate stays that of the others."""
+    reports = [(0.5, 50)] * 250
+    reports[100] = (0.5, -6_000)
+    lines = _printed(monkeypatch, 100_000, reports)
+    assert lines[1] == "Experts: 0 images of 100,000, about 1,008 s left (99 images/s)"
+    assert lines[2].endswith("about 970 s left (100 images/s)")
 
 
 def test_a_stage_of_unknown_size_says_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
