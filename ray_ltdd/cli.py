@@ -57,23 +57,29 @@ def run(
 
 
 @app.command()
-def show(config: Annotated[Path, typer.Argument(metavar="CONFIG")], overrides: Overrides = None, as_json: Json = False) -> None:
+def show(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG")],
+    overrides: Overrides = None,
+    meanings: Annotated[bool, typer.Option("--meanings", help="say besides what every setting means")] = False,
+    as_json: Json = False,
+) -> None:
     """Print every resolved setting and where its value came from."""
-    from ray_ltdd.config import leaves, load_config
+    from ray_ltdd.config import leaves, load_config, setting_meaning
 
     loaded = load_config(config, overrides or [])
     values = loaded.config.model_dump(mode="json")
     if as_json:
         print(json.dumps(values, indent=1))
         return
-    rows = [(name, json.dumps(value), loaded.origins[name]) for name, value in leaves(values)]
+    headings = ("setting", "value", "from", *(["meaning"] if meanings else []))
+    rows = [(name, json.dumps(value), loaded.origins[name], setting_meaning(name))[: len(headings)] for name, value in leaves(values)]
     console = make_console()
     if not console.is_terminal:
-        for name, value, origin in rows:
-            print(f"{name} = {value}  # {origin}")
+        for name, value, *rest in rows:
+            print(f"{name} = {value}  # {'; '.join(rest)}")
         return
     table = Table(title=f"Settings, fingerprint {loaded.config.fingerprint}", title_justify="left")
-    for heading in ("setting", "value", "from"):
+    for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row, style="dim" if row[2] == "default" else None)

@@ -251,14 +251,27 @@ def write_yaml(config: ExperimentConfig, path: Path) -> None:
         yaml.dump(config.model_dump(mode="json"), file)
 
 
-def setting_names(model: type[BaseModel] = ExperimentConfig, prefix: str = "", inside_optional: bool = False) -> Iterator[str]:
-    """Yield every dotted name; those inside sections that may be empty, and are by default, where they are asked for."""
+def setting_meanings(model: type[BaseModel] = ExperimentConfig, prefix: str = "", inside_optional: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield every dotted name and what it means; names inside sections that may be empty, and are by default, where they are asked for."""
     for name, info in model.model_fields.items():
         section, may_be_empty = section_of(info.annotation)
         if section is None or may_be_empty:
-            yield prefix + name
+            yield prefix + name, info.description or ""
         if section is not None and (inside_optional or not may_be_empty):
-            yield from setting_names(section, f"{prefix}{name}.", inside_optional)
+            yield from setting_meanings(section, f"{prefix}{name}.", inside_optional)
+
+
+def setting_meaning(name: str) -> str:
+    """What the setting of this dotted name means; a name inside a setting's value, as of `recover.layer_weights`, means what the setting does."""
+    meanings = dict(setting_meanings())
+    while name and name not in meanings:
+        name = name.rpartition(".")[0]
+    return meanings[name]
+
+
+def setting_names(model: type[BaseModel] = ExperimentConfig, inside_optional: bool = False) -> Iterator[str]:
+    """Yield every dotted name; see `setting_meanings`."""
+    return (name for name, _ in setting_meanings(model, inside_optional=inside_optional))
 
 
 def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:

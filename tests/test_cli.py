@@ -55,6 +55,14 @@ def test_show_prints_every_setting_and_its_origin(call):
     assert lines["recover.learning_rate"].endswith("# default") and lines["teacher.training.epochs"] == f"40  # experts ({QUICKSTART})"
 
 
+def test_show_says_what_settings_mean(call):
+    status, printed, _ = call("show", QUICKSTART, "recover.layer_weights={encoder.blocks.0.1: 2}", "--meanings")
+    lines = printed.splitlines()
+    assert status == 0 and "recover.layer_weights.encoder.blocks.0.1 = 2.0  # command line; weights of single monitored layers" in printed
+    assert "cluster.workers = null  # default; most expert hosts at work; empty: as many as fit the GPUs, or the CPUs where there are none" in lines
+    assert all(len(line.split("; ", 1)[1]) > 8 for line in lines)
+
+
 def test_show_prints_names_that_hold_dots(call):
     status, printed, _ = call("show", QUICKSTART, "recover.layer_weights={encoder.blocks.0.1: 2}")
     assert status == 0 and "recover.layer_weights.encoder.blocks.0.1 = 2.0  # command line" in printed.splitlines()
