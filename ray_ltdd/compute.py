@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from ray_ltdd.errors import InputError
-from ray_ltdd.kernels.build import library
+from ray_ltdd.kernels.build import c_compiler, library
 from ray_ltdd.kernels.serving import bfloat16_products, multiply_bfloat16, switched_off
 from ray_ltdd.settings import Settings
 
@@ -107,15 +107,32 @@ class Backend:
         The rule looks at the settings only, never at a clock: compiled and eager code round differently, and a run must give the same bytes twice.
 
         Raises:
-            InputError: it is to be compiled for a CPU, and there is no C++ compiler.
+            InputError: it is to be compiled, and there is no C++ compiler (for a CPU) or C compiler (for a GPU).
         """
         if self.worth_compiling(flops):
             if self.device.type == "cpu":
-                _require_compiler(self.compiles)
+                compiler = self._required(
+                    "C++", cpp_compiler(), "CXX", "g++, clang++ or c++", "the package g++ on Debian and Ubuntu, gcc-c++ on Fedora"
+                )
+                # torch itself looks for one name only, g++ or on a Mac clang++
+                os.environ["CXX"] = os.environ.get("CXX") or compiler
+            else:
+                # Triton builds the launchers of its kernels
+                self._required("C", c_compiler(), "CC", "gcc, clang or cc", "the package gcc")
             # torch warns of CUDA tools without a CUDA device when it builds C++ for the CPU, which is what is wanted then
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             return torch.compile(function, dynamic=False)  # type: ignore[return-value]
         return function
+
+    def _required(self, language: str, compiler: str | None, variable: str, names: str, remedy: str) -> str:
+        if compiler is None:
+            looked_for = f"{variable}={os.environ[variable]}" if os.environ.get(variable) else names
+            device = "CPU" if self.device.type == "cpu" else "GPU"
+            raise InputError(
+                f"compute.compile={self.compiles} compiles this stage for the {device}, but there is no {language} compiler ({looked_for}) on PATH: "
+                f"set compute.compile=off, or install one ({remedy})."
+            )
+        return compiler
 
     def forget(self) -> None:
         """Drop compiled graphs: torch gives up compiling a function after a few versions of it, and every task brings its own."""
@@ -128,18 +145,6 @@ def cpp_compiler() -> str | None:
     """Path of the C++ compiler that `torch.compile` needs on a CPU: the one the environment variable CXX names, else g++, clang++ or c++; or None."""
     named = shlex.split(os.environ.get("CXX", ""))[:1]
     return next((path for name in named or ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
-
-
-def _require_compiler(compiles: str) -> None:
-    compiler = cpp_compiler()
-    if compiler is None:
-        looked_for = f"CXX={os.environ['CXX']}" if os.environ.get("CXX") else "g++, clang++ or c++"
-        raise InputError(
-            f"compute.compile={compiles} compiles this stage for the CPU, but there is no C++ compiler ({looked_for}) on PATH: "
-            "set compute.compile=off, or install one (the package g++ on Debian and Ubuntu, gcc-c++ on Fedora)."
-        )
-    # torch itself looks for one name only, g++ or on a Mac clang++
-    os.environ["CXX"] = os.environ.get("CXX") or compiler
 
 
 @torch.no_grad()

@@ -39,14 +39,18 @@ def examine() -> tuple[dict[str, str], list[str]]:
     }
     advice = []
     if device.type == "cpu":
-        advice.append("No GPU: the quick start takes a minute or two, CIFAR-10-LT at 200 epochs hours, ImageNet-LT is out of reach.")
+        advice.append("No GPU: the quick start takes half a minute to two, CIFAR-10-LT at 200 epochs hours, ImageNet-LT is out of reach.")
     if device.type == "cuda" and not bfloat16:
         advice.append("No bfloat16 arithmetic on this GPU: compute.precision=auto trains in float32, about half as fast.")
     if kernels and bfloat16:
         advice.append("compute.precision=auto takes our kernels, and trains narrow experts with batch norm in bfloat16 (compiled when that is long).")
     if device.type == "cpu" and not kernels:
         advice.append("Our kernels could not be compiled: ConvNets train about 2.5 times slower without; on Debian, apt-get install gcc.")
-    if compiler is None and (bfloat16 or not kernels):
+    if device.type == "cuda" and c_compiler() is None:
+        advice.append(
+            "No C compiler: set compute.compile=off (long trainings are compiled on a GPU, which takes one); on Debian, apt-get install gcc."
+        )
+    if device.type == "cpu" and compiler is None and (bfloat16 or not kernels):
         advice.append("No C++ compiler: set compute.compile=off (compiled training is about 1.5 times as fast); on Debian, apt-get install g++.")
     if memory_gb < LITTLE_MEMORY_GB:
         advice.append(f"Only {memory_gb:.1f} GB of memory free: a CIFAR run takes up to 2.5 GB.")

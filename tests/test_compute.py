@@ -50,6 +50,7 @@ def bare(tmp_path, monkeypatch):
     """A PATH with nothing on it; gives a function that puts an executable there."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
 
     def add(name):
         (tmp_path / name).write_text("#!/bin/sh\n")
@@ -71,6 +72,15 @@ def test_without_a_compiler_compiling_for_the_cpu_is_refused_in_one_sentence(bar
         Backend(CPU, torch.bfloat16, "auto").compile(double, COMPILE_WORTH_FLOPS)
     for untouched in (Backend(CPU, torch.float32, "off"), Backend(CPU, torch.float32, "auto")):
         assert untouched.compile(double, COMPILE_WORTH_FLOPS * (untouched.compiles == "off")) is double
+
+
+def test_without_a_c_compiler_compiling_for_a_gpu_is_refused_in_one_sentence(bare):
+    """Triton builds its launchers with it, and would say so hours later in words of its own."""
+    bare("g++")
+    with pytest.raises(InputError, match=r"^compute\.compile=auto compiles this stage for the GPU, but there is no C compiler \(gcc, [^\n]+$"):
+        Backend(torch.device("cuda"), torch.bfloat16, "auto").compile(double, WORTH_FLOPS["cuda"])
+    bare("clang")
+    assert Backend(torch.device("cuda"), torch.bfloat16, "auto").compile(double, WORTH_FLOPS["cuda"]) is not double
 
 
 def test_the_compiler_is_the_named_one_else_the_first_there_is(bare, monkeypatch):

@@ -59,11 +59,13 @@ class ImageBank:
 
     def take(self, position_B: torch.Tensor) -> torch.Tensor:
         """Return the images at these positions, float32 [B, C, H, W] in [0, 1] on the device."""
+        return self.pixels(position_B).float().div_(255)
+
+    def pixels(self, position_B: torch.Tensor) -> torch.Tensor:
+        """Return the images at these positions as they are stored, uint8 [B, C, H, W] on the device."""
         if self._resident_NCHW is not None:
-            image_BCHW = self._resident_NCHW[position_B.to(self.device)]
-        else:
-            image_BCHW = torch.from_numpy(self._mapped_NCHW[self.index_N[position_B.cpu().numpy()]]).to(self.device)
-        return image_BCHW.float().div_(255)
+            return self._resident_NCHW[position_B.to(self.device)]
+        return torch.from_numpy(self._mapped_NCHW[self.index_N[position_B.cpu().numpy()]]).to(self.device)
 
 
 def padded_batches(n: int, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:

@@ -34,7 +34,10 @@ def observing(observer: torch.nn.Module, kind: MonitorKind, backend: Backend, fl
         def observe(image_NCHW: torch.Tensor) -> tuple[torch.Tensor, list[Moments]]:
             with backend.autocast():
                 logit_NK = observer(image_NCHW)
-            return logit_NK.float(), [image_moments(x_NFHW) for x_NFHW in captured.values()]
+            seen = list(captured.values())
+            # maps of hundreds of images are gigabytes; and torch.compile, which compiles anew where a dict has changed, finds it empty at every call
+            captured.clear()
+            return logit_NK.float(), [image_moments(x_NFHW) for x_NFHW in seen]
 
         yield Observation(list(layers), backend.compile(observe, flops))
 

@@ -191,11 +191,7 @@ def run_student(
     elif source == "random":
         train = bench.bank("train")
         position = evaluate.random_real_images(train.label_N.cpu(), images_per_class, bench.n_classes, student_seed)
-        bank = bank_of(
-            (train.take(position) * 255).round().to(torch.uint8).cpu(),
-            train.label_N[position].cpu(),
-            bench.backend.device,
-        )
+        bank = bank_of(train.pixels(position).cpu(), train.label_N[position].cpu(), bench.backend.device)
     elif relabel_settings.labels == "one":
         soft = evaluate.labels_per_image(labels.images.tensors()["logit"].to(bench.backend.device))
     elif relabel_settings.labels == "stored":

@@ -1,7 +1,10 @@
 """The observation of a network against hooks of the test's own."""
 
+import weakref
+
 import numpy as np
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from ray_ltdd.compute import Backend
 from ray_ltdd.models.config import ModelConfig
@@ -44,3 +47,21 @@ def test_the_hooks_are_gone_afterwards_and_the_batch_statistics_were_not_touched
         observe(torch.rand(2, 3, 8, 8))
     assert not any(module._forward_pre_hooks for module in observer.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in observer.state_dict().items())
+
+
+def test_no_map_is_held_between_calls_and_one_graph_serves_them_all():
+    """At 224 pixels the maps of one batch are gigabytes, which would lie there while students are trained."""
+    observer, maps = build_observer(), []
+    for module in observer.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda _, args, __: maps.append(weakref.ref(args[0])))
+    with observing(observer, "batch_norm", BACKEND, 0) as observe, torch.no_grad():
+        observe(torch.rand(2, 3, 8, 8))
+        assert len(maps) == 2 and not any(map() for map in maps)
+
+    counter = CompileCounter()
+    with observing(build_observer(), "batch_norm", BACKEND, 0) as observe, torch.no_grad():
+        compiled = torch.compile(observe.function, backend=counter, dynamic=False)
+        for _ in range(3):
+            compiled(torch.rand(2, 3, 8, 8))
+    assert counter.frame_count == 1
