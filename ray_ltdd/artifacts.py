@@ -26,14 +26,16 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save, save_file
 
+from ray_ltdd.errors import InputError
 from ray_ltdd.kernels.serving import multiply_bfloat16
-from ray_ltdd.storage import atomic_file, atomic_folder, readable_os_error
+from ray_ltdd.storage import LOCKS, atomic_file, atomic_folder, readable_os_error
 
 PAYLOAD = "payload.safetensors"
 MANIFEST = "manifest.json"
 _SETTING = "output.store"
 _DIGEST_BYTES = 32
-_DAMAGE = (OSError, ValueError, KeyError)
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_DAMAGE = (*_MISSING, ValueError, KeyError)
 
 
 class BeingComputed(Exception):
@@ -209,7 +211,11 @@ class ArtifactStore:
         return self.root / "checkpoints" / f"{key.stage}-{key.digest}.safetensors"
 
     def find(self, key: Key) -> Artifact | None:
-        """Return the artifact of `key`, or None. A damaged one is set aside with a warning."""
+        """Return the artifact of `key`, or None. A damaged one is set aside with a warning.
+
+        Raises:
+            InputError: the store cannot be read or written.
+        """
         try:
             return self._read(key)
         except _DAMAGE:
@@ -222,7 +228,7 @@ class ArtifactStore:
         Of several processes that ask for one missing key, one computes and the others wait. `compute` gets the slot for its resumable state.
 
         Raises:
-            InputError: the store cannot be written (read-only, no space left).
+            InputError: the store cannot be written (read-only, no space left), or what is there cannot be read.
             BeingComputed: another process computes it, and `wait` is false.
         """
         # looked at before the lock is taken, so that what a read-only store holds can be used
@@ -243,9 +249,9 @@ class ArtifactStore:
 
     @contextmanager
     def _lock(self, key: Key, wait: bool = True) -> Iterator[None]:
-        lock = FileLock(self.root / "locks" / f"{key.stage}-{key.digest}.lock")
+        lock = FileLock(self.root / LOCKS / f"{key.stage}-{key.digest}.lock")
         with readable_os_error(self.root, _SETTING):
-            (self.root / "locks").mkdir(exist_ok=True)
+            (self.root / LOCKS).mkdir(exist_ok=True)
             try:
                 lock.acquire(timeout=-1 if wait else 0)
             except Timeout:
@@ -259,8 +265,15 @@ class ArtifactStore:
         folder = self.folder(key)
         if not folder.exists():
             return None
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["checksum"] != checksum(folder / PAYLOAD):
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            found = checksum(folder / PAYLOAD)
+        except _MISSING:
+            raise
+        except OSError as error:
+            # it may be sound, and hours of an expert: neither set aside nor computed again
+            raise InputError(f"{folder} cannot be read ({error.strerror}): mend that, or remove the folder to have it computed again") from error
+        if manifest["checksum"] != found:
             raise ValueError(f"checksum of {PAYLOAD} differs from the manifest's")
         return Artifact(folder, manifest)
 

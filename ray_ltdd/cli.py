@@ -114,10 +114,10 @@ def evaluate(
 def gallery(folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
     """Draw a run's real, initial and distilled images."""
     from ray_ltdd import pipeline
-    from ray_ltdd.cluster.executor import make_executor
+    from ray_ltdd.executor import StoredExecutor
     from ray_ltdd.runs import draw_run_gallery, open_run, reopen_config
 
-    with open_run(reopen_config(folder, {}), make_reporter(quiet=True), folder, make_executor) as opened:
+    with open_run(reopen_config(folder, {}), make_reporter(quiet=True), folder, lambda parts: StoredExecutor(parts.store)) as opened:
         print(draw_run_gallery(opened, pipeline.distil(opened.config, opened.bench, opened.executor)))
 
 

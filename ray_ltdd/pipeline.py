@@ -26,7 +26,6 @@ class Distilled:
         moments: the real set's class moments, one artifact a unit.
         initial: initial images, one artifact a unit.
         units: the classes of each work unit.
-        recovered: the last wave's final state, one a unit.
         images: uint8 images and labels, class by class.
         labels: soft labels.
     """
@@ -36,7 +35,6 @@ class Distilled:
     moments: list[Artifact]
     initial: list[Artifact]
     units: list[tuple[int, ...]]
-    recovered: list[Artifact]
     images: Artifact
     labels: Labels
 
@@ -69,7 +67,7 @@ def distil(
     (images,) = executor.compute("Recover", [recovery.images_task(config, units, waves)])
     image_labels, *view_labels = executor.compute("Relabel", testing.labels_tasks(config, bench, teachers, images))
     labels = Labels(image_labels, tuple(view_labels))
-    return Distilled(observer, tuple(teachers), moments, initial, units, waves[-1], images, labels)
+    return Distilled(observer, tuple(teachers), moments, initial, units, images, labels)
 
 
 def train_experts(config: ExperimentConfig, bench: Workbench, executor: Executor) -> list[TrainedExpert]:

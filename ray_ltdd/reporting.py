@@ -75,9 +75,11 @@ class ConsoleReporter:
                     self._progress = None
         else:
             self._lines = _Lines(self.console, title, n_images)
-            yield self._lines.advance
-            self._lines.close()
-            self._lines = None
+            try:
+                yield self._lines.advance
+                self._lines.close()
+            finally:
+                self._lines = None
 
     def workers(self, lines: Sequence[str]) -> None:
         """Show what every worker does: under the bar on a terminal, after the next line elsewhere."""

@@ -402,7 +402,7 @@ def short_of_crops(config: SelectCropsConfig, records: Sequence[Mapping[str, Any
     """Sentences where the rounds ran out of crops, from the records of all units' initial images, `total` of them."""
     found = []
     below, late = (sum(sum(record.get(name, [])) for record in records) for name in ("n_below_threshold", "n_after_rounds"))
-    if config.method == "confidence" and config.confidence_threshold > 0:
+    if below and config.method == "confidence" and config.confidence_threshold > 0:
         threshold = config.confidence_threshold
         found.append(f"{below} of {total} initial images are below select_crops.confidence_threshold={threshold}: nothing else was left.")
     if late:

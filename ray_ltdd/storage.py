@@ -19,6 +19,14 @@ _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, err
 _UNWRITABLE = _FULL | _NO_FOLDER | {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+LOCKS = "locks"
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is an artifact store, which holds thousands of folders and no results: every one has the folder of its locks."""
+    return (folder / LOCKS).is_dir()
+
+
 def absolute(place: str) -> str:
     """A path as a process that stands in another folder needs it."""
     return str(Path(place).absolute())
@@ -87,8 +95,8 @@ def atomic_file(final: Path) -> Iterator[Path]:
 
 
 def _publish(path: Path) -> None:
-    # safetensors makes its files readable by their owner alone, which shuts the other users of a shared store out
-    path.chmod(0o644)
+    # safetensors makes its files readable by their owner alone, which shuts out the others of a shared store: who may read the folder may read them
+    path.chmod(path.parent.stat().st_mode & 0o666)
     _flush(path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 
 # what ruamel raises beside errors of its own for a date such as 2020-13-45, a tag that does not fit (!!int abc), or nesting without end
 _NO_VALUE = (ValueError, LookupError, TypeError, RecursionError)
@@ -31,7 +31,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the configuration file {path}: {error}.") from None
     except YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"{path} is not valid YAML: {on_one_line(error)}.") from None
     except _NO_VALUE as error:
         raise InputError(f"cannot read a value of {path} ({error}): quote it, or write it as YAML.") from None
     if values is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from ray_ltdd.artifacts import MANIFEST, PAYLOAD, ArtifactStore, CheckpointSlot, Key, Payload, checksum
 from ray_ltdd.config import ExperimentConfig
+from ray_ltdd.errors import InputError
 
 KEY = Key("stage", 1, {"a": 1}, {"up": "x"}, 0)
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4), st.lists, max_leaves=4)
@@ -215,3 +217,19 @@ def test_a_missing_input_is_not_blamed_on_the_store(tmp_path):
 
     with pytest.raises(PermissionError, match=r"train\.parquet"):
         ArtifactStore(tmp_path).get_or_compute(KEY, compute)
+
+
+def test_what_cannot_be_read_just_now_is_no_damage(tmp_path, monkeypatch):
+    """Too many open files, a network's storage away: what may be hours of an expert is neither set aside nor computed again."""
+    store = ArtifactStore(tmp_path)
+    artifact, _ = store.get_or_compute(KEY, lambda slot: Payload({"x": torch.ones(3)}))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot be read \(Too many open files\): mend that, or remove the folder"):
+            store.find(KEY)
+        with pytest.raises(InputError, match="cannot be read"):
+            store.get_or_compute(KEY, lambda slot: pytest.fail("computed again"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert store.find(KEY).folder == artifact.folder

@@ -1,6 +1,8 @@
 """The whole pipeline on real images, through the real command line."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -85,6 +87,18 @@ def test_evaluate_and_gallery(finished):
     assert (Path(folder) / "distilled" / "README.md").read_text() == card
     assert {row["network"] for row in read_rows(Path(folder) / "results").to_pylist()} >= {"ConvNet-3", "ConvNet-2 (width 8)"}
     assert Path(cli_here("gallery", folder).stdout.strip()) == Path(folder) / "gallery.png"
+
+
+def test_a_gallery_is_drawn_from_the_store_and_nothing_is_trained_for_it(finished, tmp_path):
+    """Somebody else's run, whose store did not come with it."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[1]["run"], folder)
+    settings = (folder / "settings.yaml").read_text()
+    own = re.search(r"store: (.+)", settings)[1]
+    (folder / "settings.yaml").write_text(settings.replace(own, str(tmp_path / "empty")))
+    drawn = cli_here("gallery", str(folder))
+    assert drawn.returncode == 2 and not drawn.stdout
+    assert re.fullmatch(r"ray-ltdd: Experts, expert ConvNet-2 .*: the store .*/empty does not hold it, .*\n", drawn.stderr), drawn.stderr
 
 
 class Backwards:

@@ -73,4 +73,4 @@ def test_rounds_that_run_out_of_crops_are_said_where_there_are_rounds():
     assert late.startswith("5 of 20 initial images were chosen after select_crops.max_rounds=2 rounds")
     for method in ("random", "noise"):
         assert short_of_crops(SelectCropsConfig(method=method, confidence_threshold=0.9), [{}, {}], 20) == []
-    assert short_of_crops(SelectCropsConfig(), [{"n_below_threshold": [0]}], 20) == []
+    assert short_of_crops(SelectCropsConfig(confidence_threshold=0.5), [{"n_below_threshold": [0]}], 20) == []

@@ -15,7 +15,7 @@ from ray_ltdd.errors import InputError
 from ray_ltdd.results.distilled import write_distilled
 from ray_ltdd.results.gallery import draw_gallery
 from ray_ltdd.results.rows import append_rows
-from ray_ltdd.storage import atomic_folder, readable_os_error
+from ray_ltdd.storage import atomic_file, atomic_folder, readable_os_error
 
 KEY = Key("stage", 1, {}, {}, 0)
 
@@ -126,3 +126,13 @@ def test_of_two_writers_of_one_folder_the_first_stays(tmp_path):
         with atomic_folder(tmp_path / "final") as quick:
             (quick / "x").write_text("quick")
     assert (tmp_path / "final" / "x").read_text() == "quick" and [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o775])
+def test_files_are_as_open_as_their_folder(tmp_path, mode):
+    """Who keeps a folder to themselves keeps what a run writes there; who shares it, shares that."""
+    tmp_path.chmod(mode)
+    with atomic_file(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+        temporary.chmod(0o600)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode & 0o666

@@ -6,6 +6,7 @@ leaves the trained weights in a file beside the checkpoint. Ray Train's own retr
 
 import json
 import os
+import shutil
 import time
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
@@ -25,8 +26,8 @@ from ray_ltdd.artifacts import CheckpointSlot, Payload, provenance
 from ray_ltdd.cluster.background import in_background
 from ray_ltdd.cluster.dispatch import MOST_DEATHS
 from ray_ltdd.cluster.pool import DEATHS
-from ray_ltdd.cluster.session import free_nodes, host_request, resolved_gpu_share
-from ray_ltdd.errors import InputError
+from ray_ltdd.cluster.session import host_request, node_resources, resolved_gpu_share
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.executor import Advance, Task
 from ray_ltdd.placement import ClusterConfig
 from ray_ltdd.stages.ranks import Ranks
@@ -75,7 +76,7 @@ def train_together(task: Task, spec: WorkbenchSpec, checkpoint: Path, checkpoint
         InputError: the task's own, at once; or it failed otherwise, or its processes died, too often without reaching another checkpoint; or no node
             has a place for the processes within `cluster.wait_seconds`.
     """
-    share = 0.0 if spec.compute.device == "cpu" else resolved_gpu_share(cluster, free_nodes())
+    share = 0.0 if spec.compute.device == "cpu" else resolved_gpu_share(cluster, node_resources())
     if not share and spec.compute.device == "auto":
         # a process without a GPU of its own still sees those of others
         spec = replace(spec, compute=spec.compute.model_copy(update={"device": "cpu"}))
@@ -145,6 +146,9 @@ class Training:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         counter: Any = ray.remote(Counter).options(num_cpus=0, scheduling_strategy=here).remote()
         self.assignment.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        for left in self.assignment.checkpoint.parent.glob(f".{self.assignment.checkpoint.stem}-*"):
+            # of a driver that was killed: whoever holds the expert's lock is the only one alive
+            shutil.rmtree(left, ignore_errors=True)
         try:
             with TemporaryDirectory(
                 prefix=f".{self.assignment.checkpoint.stem}-", dir=self.assignment.checkpoint.parent, ignore_cleanup_errors=True
@@ -197,12 +201,12 @@ class Training:
         if not own or any(_is_death(cause) for cause in own):
             self.n_deaths += 1
             if self.n_deaths >= MOST_DEATHS:
-                last = _on_one_line((own or causes)[0])
+                last = on_one_line((own or causes)[0])
                 raise InputError(f"{label}: its processes died {self.n_deaths} times without reaching another checkpoint; the last: {last}")
             return
         self.n_failures += 1
         if self.n_failures >= self.cluster.attempts:
-            raise InputError(f"{label}: {type(own[0]).__name__}: {_on_one_line(own[0])} (tried {self.n_failures} times)") from error
+            raise InputError(f"{label}: {type(own[0]).__name__}: {on_one_line(own[0])} (tried {self.n_failures} times)") from error
 
     def _forget_failures_before_a_checkpoint(self) -> None:
         try:
@@ -308,7 +312,3 @@ def _is_death(cause: BaseException) -> bool:
 def _lost_connection(cause: BaseException) -> bool:
     """Whether a process only noticed that another one had stopped."""
     return isinstance(cause, torch.distributed.DistError) or (isinstance(cause, RuntimeError) and "gloo" in str(cause))
-
-
-def _on_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -11,8 +11,8 @@ import ray
 
 from ray_ltdd.artifacts import Artifact, ArtifactStore
 from ray_ltdd.cluster.messages import Elsewhere, Failure, HostState, Order, Receipt, StageInputs
-from ray_ltdd.cluster.pool import DEATHS, Host, HostPool, reason
-from ray_ltdd.errors import InputError
+from ray_ltdd.cluster.pool import DEATHS, Host, HostPool
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.executor import Advance, Reporter, StageRecord, Task
 
 POLL_SECONDS = 0.5
@@ -142,7 +142,7 @@ class Dispatcher:
             self._host_died(attempt, host, error)
             return
         except ray.exceptions.RayTaskError as error:
-            answer = Failure(reason(error), None, False, 0.0)
+            answer = Failure(on_one_line(error), None, False, 0.0)
         self.record.busy_seconds += answer.seconds
         if isinstance(answer, Failure):
             self._failed(attempt, host, answer)
@@ -191,7 +191,7 @@ class Dispatcher:
             self.pool.discard_dead()
         attempt.n_deaths = attempt.n_deaths + 1 if self._checkpoint_time(attempt) == attempt.checkpoint_time else 1
         if attempt.n_deaths >= MOST_DEATHS:
-            raise InputError(f"{self.title}, {attempt.task.label}: {attempt.n_deaths} expert hosts died under it; the last: {reason(error)}")
+            raise InputError(f"{self.title}, {attempt.task.label}: {attempt.n_deaths} expert hosts died under it; the last: {on_one_line(error)}")
         self._queue.appendleft(attempt)
 
     def _checkpoint_time(self, attempt: Attempt) -> float:

@@ -14,7 +14,7 @@ from ray_ltdd.artifacts import Artifact, ArtifactStore, CheckpointSlot, Payload
 from ray_ltdd.cluster.dispatch import Dispatcher
 from ray_ltdd.cluster.messages import HostSpec, StageInputs
 from ray_ltdd.cluster.pool import HostPool, group_of
-from ray_ltdd.cluster.session import connected, free_nodes
+from ray_ltdd.cluster.session import connected, node_resources
 from ray_ltdd.cluster.shared import SharedPool
 from ray_ltdd.config import ExperimentConfig
 from ray_ltdd.errors import InputError
@@ -92,7 +92,7 @@ class RayExecutor:
         """The setting; or, on CPUs, a node's threads shared out over the hosts that will be busy: few tasks get more each."""
         if self.config.compute.threads is not None or pool.spec.gpu_share:
             return self.config.compute.threads
-        nodes = [node["CPU"] for node in free_nodes() if node.get("CPU")]
+        nodes = [node["CPU"] for node in node_resources() if node.get("CPU")]
         n_busy = pool.size if self.is_guest else min(n_tasks, pool.size)
         busy_per_node = -(-n_busy // max(len(nodes), 1))
         return max(int(min(nodes, default=1) // busy_per_node), 1)

@@ -9,8 +9,8 @@ import ray
 
 from ray_ltdd.cluster.dispatch import OUT_OF_MEMORY
 from ray_ltdd.cluster.messages import HostState
-from ray_ltdd.cluster.pool import DEATHS, Host, HostPool, reason
-from ray_ltdd.errors import InputError
+from ray_ltdd.cluster.pool import DEATHS, Host, HostPool
+from ray_ltdd.errors import InputError, on_one_line
 
 WATCH_SECONDS = 1.0
 MOST_ERRORS = 20
@@ -73,7 +73,7 @@ class HostKeeper:
                 # Ray's head may be slow to answer for a moment; hosts nobody watches would be a sweep whose every trial fails
                 n_errors += 1
                 if n_errors >= MOST_ERRORS:
-                    self.failure = InputError(f"the expert hosts cannot be watched any more: {type(error).__name__}: {reason(error)}")
+                    self.failure = InputError(f"the expert hosts cannot be watched any more: {type(error).__name__}: {on_one_line(error)}")
 
     def _look(self) -> None:
         for host in [host for host in self._pool.hosts if host.facts is None]:

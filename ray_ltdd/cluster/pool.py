@@ -15,8 +15,8 @@ from ray.actor import ActorHandle
 import ray_ltdd
 from ray_ltdd.cluster.host import ExpertHost
 from ray_ltdd.cluster.messages import Failure, HostFacts, HostSpec
-from ray_ltdd.cluster.session import NAMESPACE, free_nodes, host_request, most_workers, resolved_gpu_share
-from ray_ltdd.errors import InputError
+from ray_ltdd.cluster.session import NAMESPACE, host_request, most_workers, node_resources, resolved_gpu_share
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.placement import ClusterConfig
 
 PREFIX = "expert-host"
@@ -86,7 +86,7 @@ class HostPool:
     _has_told: bool = False
 
     def __post_init__(self) -> None:
-        nodes = free_nodes()
+        nodes = node_resources()
         share = resolved_gpu_share(self.cluster, nodes)
         self.spec = replace(self.spec, gpu_share=share)
         self.size = self.cluster.workers or max(most_workers(self.cluster, share, nodes), 1)
@@ -135,7 +135,7 @@ class HostPool:
         Raises:
             InputError: none can, and `cluster.wait_seconds` are over.
         """
-        nodes, request = free_nodes(), host_request(self.cluster, self.spec.gpu_share)
+        nodes, request = node_resources(), host_request(self.cluster, self.spec.gpu_share)
         if any(all(node.get(name, 0.0) >= amount for name, amount in request.items()) for node in nodes):
             if waited_seconds >= self.cluster.wait_seconds:
                 self._tell_of_other_groups()
@@ -183,7 +183,7 @@ class HostPool:
             self._deaths += 1
             # while others are at work, hosts that die at their start are preempted nodes, and no reason to end
             if self._deaths >= MOST_DEATHS_AT_START and not self.ready:
-                raise InputError(f"{self._deaths} expert hosts in a row died while they started; the last: {reason(error)}") from None
+                raise InputError(f"{self._deaths} expert hosts in a row died while they started; the last: {on_one_line(error)}") from None
             return
         if isinstance(answer, Failure):
             raise InputError(answer.sentence)
@@ -224,11 +224,6 @@ def host_names() -> list[str]:
 def group_in(name: str) -> str:
     """The group in a host's name."""
     return name.split("/")[1]
-
-
-def reason(error: Exception) -> str:
-    """Why an actor died, on one line."""
-    return " ".join(str(error).split())[:300]
 
 
 def _describe(resources: dict[str, float]) -> str:

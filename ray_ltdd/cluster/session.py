@@ -13,7 +13,7 @@ import psutil
 import ray
 from pydantic import ValidationError
 
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.placement import ClusterConfig
 from ray_ltdd.yaml_files import override, read_yaml
 
@@ -105,9 +105,9 @@ def _connect(address: str) -> None:
             ray.init(address=address, **quiet)
     except ConnectionError as error:
         where = "this machine belongs to no running cluster" if address == "auto" else f"no Ray cluster answers at {address}"
-        raise InputError(f"cluster.address={address}: {where} ({_short(error)}); start one, or use cluster.address=local.") from None
+        raise InputError(f"cluster.address={address}: {where} ({on_one_line(error)}); start one, or use cluster.address=local.") from None
     except (RuntimeError, ray.exceptions.RayError) as error:
-        raise InputError(f"cluster.address={address}: Ray does not start or take this process: {_short(error)}") from None
+        raise InputError(f"cluster.address={address}: Ray does not start or take this process: {on_one_line(error)}") from None
 
 
 def _check_reachable(address: str) -> None:
@@ -135,10 +135,6 @@ def _restrict_token() -> None:
         token.chmod(0o600)
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 def peek(path: Path, overrides: list[str]) -> ClusterConfig | None:
     """The cluster's settings as a command will use them, before everything else is known; None where they are wrong, which is said later."""
     try:
@@ -150,7 +146,7 @@ def peek(path: Path, overrides: list[str]) -> ClusterConfig | None:
         return None
 
 
-def free_nodes() -> list[dict[str, float]]:
+def node_resources() -> list[dict[str, float]]:
     """Resources of every node that is alive, in Ray's names (CPU, GPU, memory in bytes)."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 

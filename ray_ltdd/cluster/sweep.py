@@ -29,7 +29,7 @@ from ray_ltdd.cluster.status import Meter, cell_reports
 from ray_ltdd.cluster.studies import JOURNAL, CellStudy, Studies, open_journal, open_studies
 from ray_ltdd.cluster.trial import Final, TrialSetup, run_final, run_trial
 from ray_ltdd.data.belonging import record_data, require_same_data
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.executor import Reporter
 from ray_ltdd.placement import ClusterConfig
 from ray_ltdd.results.summary import SUMMARY as RUN_SUMMARY
@@ -189,7 +189,7 @@ def _answer(reference: ray.ObjectRef) -> str | None:
     try:
         answer: str | None = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return " ".join(str(error).split())[:300]
+        return on_one_line(error)
     return answer
 
 

@@ -20,7 +20,7 @@ import torch
 from ray_ltdd.artifacts import Artifact
 from ray_ltdd.compute import Backend, ComputeConfig, resolve_backend
 from ray_ltdd.data.bank import ImageBank
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import Expert, build_expert
 from ray_ltdd.models.monitor import MonitorKind
@@ -167,8 +167,7 @@ def _read(path: Path) -> ClassStatistics:
     try:
         frame = pq.read_table(path, schema=_SCHEMA, page_checksum_verification=True).to_pandas()
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the statistics {path} are damaged ({reason}): remove the file; they are then measured again.") from error
+        raise InputError(f"the statistics {path} are damaged ({on_one_line(error)}): remove the file; they are then measured again.") from error
     moments: dict[str, ClassTensors] = {}
     for (name, layer), group in frame.sort_values("label", kind="stable").groupby(["images", "layer"], sort=False):
         own = moments.setdefault(str(name), {"count": torch.tensor(group["count"].to_numpy())})

@@ -14,6 +14,7 @@ from ray_ltdd.results.figures.pareto import accuracy_and_bytes, accuracy_over_by
 from ray_ltdd.results.figures.stage_costs import stage_costs
 from ray_ltdd.results.figures.worker_scaling import worker_scaling
 from ray_ltdd.results.summary import SUMMARY
+from ray_ltdd.storage import is_store
 
 COLUMNS = [
     "run",
@@ -120,7 +121,7 @@ def _finished(paths: str | Path | Sequence[str | Path]) -> Iterator[Path]:
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder}: give one that `ray-ltdd run` or `ray-ltdd sweep` made.")
         for place, folders, names in os.walk(folder):
-            folders[:] = sorted(name for name in folders if name != "store" and not name.startswith("."))
+            folders[:] = [] if is_store(Path(place)) else sorted(name for name in folders if not name.startswith("."))
             if SUMMARY in names:
                 yield Path(place)
 

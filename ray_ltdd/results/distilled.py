@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.storage import atomic_file, readable_os_error
 
 FILE = "train.parquet"
@@ -131,8 +131,7 @@ def load_distilled(path: str | Path) -> DistilledDataset:
         stacked = np.stack([image[None] if image.ndim == 2 else image.transpose(2, 0, 1) for image in images])
     # PIL reports a broken PNG as a SyntaxError, Arrow and numpy theirs as ValueErrors
     except (ValueError, OSError, KeyError, TypeError, SyntaxError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file} is no distilled dataset or is damaged ({reason}): distil it again.") from error
+        raise InputError(f"{file} is no distilled dataset or is damaged ({on_one_line(error)}): distil it again.") from error
     return DistilledDataset(torch.from_numpy(stacked), label_N, logit_NK, tuple(names))
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from ray_ltdd.data.bank import ImageBank
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.results.distilled import find_distilled, load_distilled
 from ray_ltdd.stages.views import VERSION, ViewsConfig, draw_epoch_views, epoch_shape, make_batch
 from ray_ltdd.storage import atomic_file, readable_os_error
@@ -135,8 +135,7 @@ def load_stored_views(path: str | Path) -> StoredViews:
             facts, shape = opened.metadata(), opened.get_slice(_TENSOR).get_shape()
         views, seed, version = ViewsConfig.model_validate_json(facts["views"]), int(facts["views_seed"]), int(facts.get("views_version", 1))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file} holds no labels of views or is damaged ({reason}): run again with relabel.labels=stored.") from error
+        raise InputError(f"{file} holds no labels of views or is damaged ({on_one_line(error)}): run again with relabel.labels=stored.") from error
     if version != VERSION:
         raise InputError(f"the views of {file} were drawn by version {version}, this is version {VERSION}: run again with relabel.labels=stored.")
     expected = [*epoch_shape(views, len(images)), len(images.class_names)]

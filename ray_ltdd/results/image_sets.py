@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.results.distilled import FILE as DISTILLED
 from ray_ltdd.results.distilled import load_distilled
 from ray_ltdd.results.real_images import real_images
@@ -138,8 +138,9 @@ def _read(path: Path) -> ImageSets:
         return ImageSets({name: [torch.from_numpy(np.stack(images)) for images in of_class] for name, of_class in found.items()}, names)
     # PIL reports a broken PNG as a SyntaxError, Arrow and numpy theirs as ValueErrors
     except (ValueError, OSError, IndexError, TypeError, SyntaxError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the images {path} are damaged ({reason}): remove the file; they are then read from the run and its store.") from error
+        raise InputError(
+            f"the images {path} are damaged ({on_one_line(error)}): remove the file; they are then read from the run's store."
+        ) from error
 
 
 def _names(path: Path) -> tuple[str, ...]:

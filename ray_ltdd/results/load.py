@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.results.rows import IDENTITY, SCHEMA
+from ray_ltdd.storage import is_store
 
 _FILE = "__filename"
-_STORE = {"checkpoints", "locks"}
 # what does not change what is measured: names, places, how work is shared, and how many seeds and baselines stand beside this one
 _INCIDENTAL: dict[str, tuple[str, ...]] = {
     "data": ("root", "path"),
@@ -69,7 +69,7 @@ def parsed_settings(frame: pd.DataFrame) -> list[Mapping[str, Any]]:
 
     Settings that came after a row was written have their defaults.
     """
-    # it brings torch, which takes seconds and which a command that prints help should not wait for
+    # it brings torch, which takes seconds: a caller without rows does not wait for it
     from ray_ltdd.results.completed import completed
 
     known: dict[str, Mapping[str, Any]] = {"{}": {}}
@@ -132,8 +132,7 @@ def _row_files(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give one that `ray-ltdd run` or `ray-ltdd sweep` made.")
     for place, folders, names in os.walk(folder):
-        # a store of artifacts holds thousands of folders and no rows
-        folders[:] = [] if _STORE.issubset(folders) else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if is_store(Path(place)) else sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.abspath(os.path.join(place, name)) for name in sorted(names) if name.startswith("rows-") and name.endswith(".parquet"))
 
 
@@ -161,8 +160,7 @@ def _sound(files: Iterable[str]) -> Iterator[str]:
         try:
             pq.read_table(file, schema=SCHEMA)
         except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
             remedy = "remove the file and run the same command again"
-            warnings.warn(f"the result rows {file} are damaged and left out ({reason}): {remedy}.", stacklevel=4)
+            warnings.warn(f"the result rows {file} are damaged and left out ({on_one_line(error)}): {remedy}.", stacklevel=4)
             continue
         yield file

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_ltdd.errors import InputError
+from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.storage import atomic_file, readable_os_error
 
 SCHEMA_VERSION = 2
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
         pa.field("network", pa.string(), metadata={"meaning": "usual name, such as ConvNet-3"}),
         pa.field("number", pa.int32(), metadata={"meaning": "number of the seed"}),
         pa.field("labels", pa.string(), metadata={"meaning": "one, stored, online (soft), or one-hot"}),
-        pa.field("part", pa.string(), metadata={"meaning": "tested on: test or validation"}),
+        pa.field("part", pa.string(), metadata={"meaning": "tested on: test, validation or balanced_train"}),
         pa.field("top1", pa.float64(), metadata={"unit": "share"}),
         pa.field("top5", pa.float64(), metadata={"unit": "share"}),
         pa.field("many", pa.float64(), metadata={"unit": "share", "meaning": "mean over many-shot classes"}),
@@ -141,5 +141,4 @@ def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the result rows {path} are damaged ({reason}): remove the file and run the same command again.") from error
+        raise InputError(f"the result rows {path} are damaged ({on_one_line(error)}): remove the file and run the same command again.") from error

@@ -104,7 +104,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """The parameters of one cell, each after those it depends on. Picklable; `space.suggest` is what Ray Tune's OptunaSearch takes."""
+    """The parameters of one cell, each after those it depends on. Picklable."""
 
     parameters: tuple[Parameter, ...]
 

@@ -4,7 +4,7 @@ Legend: N images, B batch, K classes of the work unit, A all classes, F channels
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -45,6 +45,11 @@ class CalibrateConfig(Settings):
         description="global variance: mean_of_classes (literally Eq. 9) or of the class-balanced mixture (adds the variance of class means)",
     )
     batch_size: int = Field(256, ge=1, description="images per forward pass; with the cumulative schedule it does not change the outcome")
+
+    def target(self) -> dict[str, Any]:
+        """The settings that decide how class moments are combined, as plain data, with the default of whatever `class_weights` does not use."""
+        used = self if self.class_weights == "effective_number" else self.with_defaults({"beta"})
+        return used.model_dump(mode="json", include={"class_weights", "beta", "variance"})
 
 
 class MomentsConfig(Settings):

@@ -61,6 +61,11 @@ class SelectCropsConfig(Settings):
             raise ValueError(f"select_crops.min_scale={self.min_scale} is above max_scale={self.max_scale}: lower it")
         return self
 
+    def in_effect(self) -> Self:
+        """These settings, with the default of whatever the method does not use."""
+        idle = {"confidence": set(), "random": {"confidence_threshold", "max_rounds"}, "noise": set(type(self).model_fields) - {"method"}}
+        return self.with_defaults(idle[self.method])
+
 
 @dataclass(frozen=True)
 class Choice:

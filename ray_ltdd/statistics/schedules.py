@@ -1,6 +1,6 @@
 """Momentum schedules: how much the newest batch weighs in a class's running moments (Eq. 8 and what it replaces)."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -23,6 +23,11 @@ class MomentumConfig(Settings):
         le=4,
         description="k of power: below 1 forgets old batches faster than cumulative, above 1 keeps them longer",
     )
+
+    def in_effect(self) -> Self:
+        """These settings, with the default of whatever the schedule does not use."""
+        used = {"constant": {"value"}, "warmup": {"value"}, "power": {"exponent"}}.get(self.schedule, set())
+        return self.with_defaults({"value", "exponent"} - used)
 
 
 def momentum(config: MomentumConfig, before_K: torch.Tensor, batch_K: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,7 @@ def require_above_chance(artifact: Artifact, expert: ExpertConfig) -> None:
 def moments_task(config: ExperimentConfig, bench: Workbench, observer: TrainedExpert, classes: tuple[int, ...]) -> Task:
     """Stage 2, one work unit."""
     kind = calibrate.resolve_layers(config.calibrate, bench.blueprint(observer.model))
-    settings = calibrate.MomentsConfig(layers=kind, momentum=config.calibrate.momentum, batch_size=config.calibrate.batch_size)
+    settings = calibrate.MomentsConfig(layers=kind, momentum=config.calibrate.momentum.in_effect(), batch_size=config.calibrate.batch_size)
     upstream = {"split": bench.split.fingerprint, "observer": observer.artifact.digest}
     stage_key = key(config, "calibrate", calibrate.VERSION, {"moments": settings, "classes": list(classes)}, upstream)
     inputs = {"settings": settings, "observer": observer, "classes": classes, "seed": config.seed}
@@ -107,11 +107,12 @@ def crops_task(config: ExperimentConfig, bench: Workbench, teachers: Sequence[Tr
     if config.select_crops.method == "confidence":
         upstream["teachers"] = joint_digest([teacher.artifact for teacher in teachers])
     ipc = config.distill.images_per_class
-    settings = {"select_crops": config.select_crops, "images_per_class": ipc, "classes": list(classes)}
+    chosen_by = config.select_crops.in_effect()
+    settings = {"select_crops": chosen_by, "images_per_class": ipc, "classes": list(classes)}
     stage_key = key(config, "select_crops", select_crops.VERSION, settings, upstream)
     n_images = int(bench.split.count_K[list(classes)].sum()) * config.select_crops.crops_per_image
     inputs = {
-        "settings": config.select_crops,
+        "settings": chosen_by,
         "images_per_class": ipc,
         "teachers": tuple(teachers),
         "classes": classes,

@@ -94,8 +94,7 @@ class UnitInputs:
 
 def target_task(config: ExperimentConfig, units: Sequence[tuple[int, ...]], moments: Sequence[Artifact]) -> Task:
     """The global target from all units' class moments."""
-    settings = config.calibrate.model_dump(mode="json", include={"class_weights", "beta", "variance"})
-    stage_key = key(config, "target", calibrate.VERSION, settings, {"moments": joint_digest(moments)})
+    stage_key = key(config, "target", calibrate.VERSION, config.calibrate.target(), {"moments": joint_digest(moments)})
     inputs = {"settings": config.calibrate, "units": tuple(units), "moments": tuple(moments)}
     return Task(stage_key, run_target, inputs, 0, "global target")
 

@@ -24,7 +24,8 @@ def finished(folder, workers, seconds, fingerprint="abc", reused=0):
 def test_costs_of_all_runs_below_a_folder(tmp_path):
     finished(tmp_path / "deep" / "one", 2, 6.0)
     finished(tmp_path / "two", 1, 11.0)
-    finished(tmp_path / "store" / "not a run", 1, 11.0)
+    finished(tmp_path / "artifacts of all" / "not a run", 1, 11.0)
+    (tmp_path / "artifacts of all" / "locks").mkdir()
     costs = load_costs(tmp_path)
     assert list(costs.columns) == COLUMNS and costs["run"].tolist() == ["one", "one", "two", "two"]
     recover = costs[costs["stage"] == "Recover"].set_index("run")
