@@ -89,21 +89,30 @@ def show(
 @app.command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[evaluate.NAME=VALUE]...", help="how students are trained, such as evaluate.epochs=900")
+    ] = None,
     student: Annotated[str | None, typer.Option(help="architecture, such as vgg11; empty: the run's own")] = None,
     seeds: Annotated[int | None, typer.Option(help="number of students")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train further students on a run's distilled images: another architecture, more seeds."""
+    """Train further students on a run's distilled images: another architecture, more seeds, another recipe.
+
+    Everything else is the run's: so are its baselines, which are trained alike (evaluate.baselines=[] leaves them out).
+    """
     from ray_ltdd import pipeline, runs
     from ray_ltdd.cluster.executor import make_executor
 
-    change: dict[str, Any] = {}
-    if student is not None:
-        change["model"] = {"architecture": student}
-    if seeds is not None:
-        change["seeds"] = seeds
-    config = runs.reopen_config(folder, {"evaluate": change})
+    changes = list(overrides or [])
+    for text in changes:
+        if not text.startswith("evaluate."):
+            raise InputError(
+                f"cannot use '{text}': only settings under evaluate. are changed here; `ray-ltdd run {folder}/settings.yaml` takes all."
+            )
+    changes += [f"evaluate.model={{architecture: {student}}}"] if student is not None else []
+    changes += [f"evaluate.seeds={seeds}"] if seeds is not None else []
+    config = runs.reopen_config(folder, changes)
     with runs.open_run(config, make_reporter(quiet or as_json), folder, make_executor) as opened:
         distilled = pipeline.distil(config, opened.bench, opened.executor)
         report = runs.evaluate(opened, distilled)
@@ -117,7 +126,7 @@ def gallery(folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder o
     from ray_ltdd.executor import StoredExecutor
     from ray_ltdd.runs import draw_run_gallery, open_run, reopen_config
 
-    with open_run(reopen_config(folder, {}), make_reporter(quiet=True), folder, lambda parts: StoredExecutor(parts.store)) as opened:
+    with open_run(reopen_config(folder), make_reporter(quiet=True), folder, lambda parts: StoredExecutor(parts.store)) as opened:
         print(draw_run_gallery(opened, pipeline.distil(opened.config, opened.bench, opened.executor)))
 
 

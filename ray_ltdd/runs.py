@@ -42,7 +42,7 @@ from ray_ltdd.stages.views import epoch_shape
 from ray_ltdd.storage import absolute, atomic_file, readable_os_error
 from ray_ltdd.tasks.students import Source, views_seed
 from ray_ltdd.workbench import TrainedExpert, Workbench, WorkbenchSpec, split_payload
-from ray_ltdd.yaml_files import read_yaml
+from ray_ltdd.yaml_files import override, read_yaml
 
 SPLIT_VERSION = 1
 SETTINGS = "settings.yaml"
@@ -202,11 +202,11 @@ def prepare(config: ExperimentConfig, reporter: Reporter) -> PreparedDataset:
         return prepare_dataset(config.data, on_progress)
 
 
-def reopen_config(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> ExperimentConfig:
-    """Read a run's settings, with some sections' values changed.
+def reopen_config(folder: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read a run's settings and apply `key=value` overrides.
 
     Raises:
-        InputError: the folder holds no run.
+        InputError: the folder holds no run, or an override is malformed or out of range.
     """
     path = folder / SETTINGS
     if not path.exists():
@@ -215,9 +215,8 @@ def reopen_config(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Exp
     if not values:
         raise InputError(f"{folder} is no run: its {SETTINGS} is empty; give a folder that `ray-ltdd run` made.")
     validate(values, str(path))
-    for section, change in changes.items():
-        values[section] = {**(values.get(section) or {}), **change}
-    return validate(values, str(path))
+    origins = {override(values, text)[0]: "command line" for text in overrides}
+    return validate(values, str(path), origins)
 
 
 def execute(run: Run) -> Report:

@@ -256,16 +256,16 @@ def test_a_damaged_run_is_one_sentence(call, opened):
 
 def test_what_a_run_is_reopened_with_goes_into_an_empty_section_and_not_into_a_single_value(tmp_path):
     (tmp_path / "settings.yaml").write_text("evaluate:\n")
-    assert reopen_config(tmp_path, {"evaluate": {"seeds": 2}}).evaluate.seeds == 2
+    assert reopen_config(tmp_path, ["evaluate.seeds=2"]).evaluate.seeds == 2
     (tmp_path / "settings.yaml").write_text("evaluate: 3\n")
     with pytest.raises(InputError, match=r"settings\.yaml: evaluate \(it is 3\)"):
-        reopen_config(tmp_path, {"evaluate": {"seeds": 2}})
+        reopen_config(tmp_path, ["evaluate.seeds=2"])
 
 
 def test_an_empty_settings_file_is_not_a_run_of_defaults(tmp_path):
     (tmp_path / "settings.yaml").write_text("")
     with pytest.raises(InputError, match="is no run"):
-        reopen_config(tmp_path, {})
+        reopen_config(tmp_path)
 
 
 @pytest.mark.parametrize(("options", "sentence"), [(("--student", "vgg12"), "did you mean 'vgg11'?"), (("--seeds", "0"), "evaluate.seeds (it is 0)")])

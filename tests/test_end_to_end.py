@@ -86,6 +86,11 @@ def test_evaluate_and_gallery(finished):
     assert json.loads(done.stdout)["outcomes"][0]["network"] == "ConvNet-3"
     assert (Path(folder) / "distilled" / "README.md").read_text() == card
     assert {row["network"] for row in read_rows(Path(folder) / "results").to_pylist()} >= {"ConvNet-3", "ConvNet-2 (width 8)"}
+    refused = cli_here("evaluate", folder, "recover.steps=3")
+    assert refused.returncode == 2 and "cannot use 'recover.steps=3': only settings under evaluate. are changed here" in refused.stderr
+    done = cli_here("evaluate", folder, "evaluate.baselines=[]", "evaluate.epochs=3", "evaluate.model.width=4", "--seeds", "1", "--json")
+    (outcome,) = (outcome for outcome in json.loads(done.stdout)["outcomes"] if outcome["method"] not in ("observer", "teacher"))
+    assert (outcome["network"], outcome["method"]) == ("ConvNet-2 (width 4)", "distilled")
     assert Path(cli_here("gallery", folder).stdout.strip()) == Path(folder) / "gallery.png"
 
 

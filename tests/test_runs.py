@@ -45,7 +45,7 @@ def test_a_run_is_opened_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     opened = open_run(config, SilentReporter())
     monkeypatch.chdir(tmp_path / "elsewhere")
-    again = reopen_config(opened.folder, {})
+    again = reopen_config(opened.folder)
     assert open_run(again, SilentReporter()).folder == opened.folder and not list((tmp_path / "elsewhere").iterdir())
     assert (again.fingerprint, again.run_folder) == (config.fingerprint, opened.folder)
 

@@ -212,7 +212,7 @@ def test_export_writes_all_rows(finished):
 def test_a_trials_folder_is_a_runs(finished):
     study = next(iter(finished.studies()))
     trial = study.counted()[-1]
-    config = reopen_config(finished.sweep.folder / "trials" / f"{study.cell.study_name}-{trial.number:04d}", {})
+    config = reopen_config(finished.sweep.folder / "trials" / f"{study.cell.study_name}-{trial.number:04d}")
     assert config.fingerprint == study.cell.trial(study.point(trial)).fingerprint
 
 

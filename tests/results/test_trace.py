@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def opened(tiny_run):
     """The run opened again: all its artifacts, as the pipeline names them."""
-    with open_run(reopen_config(tiny_run, {}), SilentReporter(), tiny_run) as run:
+    with open_run(reopen_config(tiny_run), SilentReporter(), tiny_run) as run:
         distilled = pipeline.distil(run.config, run.bench, run.executor)
         assert not any(record.n_computed for record in run.executor.records())
         yield run, distilled
@@ -40,7 +40,7 @@ def test_the_trace_is_what_the_pipeline_used(tiny_run, opened):
 def test_another_run_in_the_store_does_not_confuse_it(tiny_run, opened, tmp_path):
     # the same observer and the same recovery from other initial images: only the joint digest tells them apart
     _, distilled = opened
-    config = reopen_config(tiny_run, {"select_crops": {"method": "random"}, "output": {"root": str(tmp_path)}})
+    config = reopen_config(tiny_run, ["select_crops.method=random", f"output.root={tmp_path}"])
     with open_run(config, SilentReporter(), tmp_path / "other") as other:
         others = pipeline.distil(other.config, other.bench, other.executor)
     assert others.observer.artifact.digest == distilled.observer.artifact.digest
