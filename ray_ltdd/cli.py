@@ -107,9 +107,7 @@ def evaluate(
     changes = list(overrides or [])
     for text in changes:
         if not text.startswith("evaluate."):
-            raise InputError(
-                f"cannot use '{text}': only settings under evaluate. are changed here; `ray-ltdd run {folder}/settings.yaml` takes all."
-            )
+            raise InputError(f"cannot use '{text}': only settings under evaluate. are changed here; `ray-ltdd run {folder}/settings.yaml` takes all.")
     changes += [f"evaluate.model={{architecture: {student}}}"] if student is not None else []
     changes += [f"evaluate.seeds={seeds}"] if seeds is not None else []
     config = runs.reopen_config(folder, changes)

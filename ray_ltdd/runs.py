@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 
 from ray_ltdd import pipeline
@@ -34,10 +33,9 @@ from ray_ltdd.results.distilled import CardFacts, png_bytes, write_card, write_d
 from ray_ltdd.results.distilled_views import write_view_logits
 from ray_ltdd.results.rows import SCHEMA_VERSION, append_rows
 from ray_ltdd.results.summary import SUMMARY, TITLES, Outcome, aggregate
-from ray_ltdd.stages.calibrate import CalibrateConfig
+from ray_ltdd.run_notes import notes, weak_experts
 from ray_ltdd.stages.colours import require_colours
 from ray_ltdd.stages.recover import round_pixels
-from ray_ltdd.stages.select_crops import SelectCropsConfig
 from ray_ltdd.stages.views import epoch_shape
 from ray_ltdd.storage import absolute, atomic_file, readable_os_error
 from ray_ltdd.tasks.students import Source, views_seed
@@ -224,7 +222,7 @@ def execute(run: Run) -> Report:
 
     def on_experts(experts: Sequence[TrainedExpert]) -> None:
         # the report says it too, but by then hours may have gone into weak experts
-        for sentence in weak_experts(run, experts):
+        for sentence in weak_experts(run.config, run.bench.prepared.class_names, experts):
             run.reporter.note(sentence)
 
     distilled = pipeline.distil(run.config, run.bench, run.executor, on_experts)
@@ -253,7 +251,7 @@ def evaluate(run: Run, distilled: Distilled) -> Report:
     rows = result_rows(run, scores, image_bytes, label_bytes)
     append_rows(run.folder / "results", rows)
     _, rule = shot_groups(run.bench.split.count_K)
-    return Report(run, aggregate(rows), run.executor.records(), notes(run, distilled), image_bytes, label_bytes, rule)
+    return Report(run, aggregate(rows), run.executor.records(), notes(run.config, run.bench, distilled), image_bytes, label_bytes, rule)
 
 
 def sizes(run: Run, distilled: Distilled) -> tuple[int, int]:
@@ -372,50 +370,3 @@ def _card_facts(run: Run, report: Report) -> CardFacts:
         accuracies=[(f"{TITLES[o.method]} ({o.network})", o.top1) for o in report.outcomes],
         settings=config.model_dump(mode="json", exclude={"output": True, "data": {"root", "path"}}),
     )
-
-
-def weak_experts(run: Run, experts: Sequence[TrainedExpert]) -> list[str]:
-    """A sentence for each expert, the observer and then the teachers, that is at or below chance on some classes of its own training images."""
-    names = run.bench.prepared.class_names
-    found: dict[str, str] = {}
-    roles = ("observer", *("teacher" for _ in experts[1:]))
-    for role, settings, expert in zip(roles, (run.config.observer, *run.config.teachers), experts, strict=True):
-        accuracy_K = expert.artifact.record["training_accuracy_K"]
-        weak = [names[k] for k, value in enumerate(accuracy_K) if value <= 1 / len(names)]
-        if weak:
-            shown = ", ".join(weak[:8]) + (f" and {len(weak) - 8} more classes" if len(weak) > 8 else "")
-            sentence = f"the {role} is at or below chance on its own training images of {shown}: train it longer ({settings.recipe}.epochs)."
-            found.setdefault(expert.artifact.digest, sentence)
-    return list(found.values())
-
-
-def notes(run: Run, distilled: Distilled) -> list[str]:
-    """Sentences about this run that its user should read."""
-    found = weak_experts(run, [distilled.observer, *distilled.teachers])
-    total = run.config.distill.images_per_class * run.bench.n_classes
-    found += short_of_crops(run.config.select_crops, [artifact.record for artifact in distilled.initial], total)
-    return found + inert_schedule(run.config.calibrate, run.bench.split.count_K)
-
-
-def short_of_crops(config: SelectCropsConfig, records: Sequence[Mapping[str, Any]], total: int) -> list[str]:
-    """Sentences where the rounds ran out of crops, from the records of all units' initial images, `total` of them."""
-    found = []
-    below, late = (sum(sum(record.get(name, [])) for record in records) for name in ("n_below_threshold", "n_after_rounds"))
-    if below and config.method == "confidence" and config.confidence_threshold > 0:
-        threshold = config.confidence_threshold
-        found.append(f"{below} of {total} initial images are below select_crops.confidence_threshold={threshold}: nothing else was left.")
-    if late:
-        most = config.max_rounds
-        found.append(f"{late} of {total} initial images were chosen after select_crops.max_rounds={most} rounds, whichever image they are of.")
-    return found
-
-
-def inert_schedule(config: CalibrateConfig, count_K: np.ndarray) -> list[str]:
-    """A sentence where a momentum schedule cannot show: a class of one batch has nothing to forget."""
-    n_small = int((count_K <= config.batch_size).sum())
-    if config.momentum.schedule == "cumulative" or not n_small:
-        return []
-    return [
-        f"calibrate.momentum.schedule={config.momentum.schedule} changes nothing for {n_small} of {len(count_K)} classes, whose images fit one "
-        f"batch: lower calibrate.batch_size (now {config.batch_size})."
-    ]

@@ -12,7 +12,8 @@ from ray_ltdd.data.prepared import ImageSet, PreparedDataset
 from ray_ltdd.data.split import SplitConfig
 from ray_ltdd.errors import InputError
 from ray_ltdd.executor import SilentReporter
-from ray_ltdd.runs import inert_schedule, open_run, reopen_config, short_of_crops, stored_split
+from ray_ltdd.run_notes import inert_schedule, short_of_crops
+from ray_ltdd.runs import open_run, reopen_config, stored_split
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.select_crops import SelectCropsConfig
 from ray_ltdd.statistics.schedules import MomentumConfig
