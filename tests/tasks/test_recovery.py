@@ -1,16 +1,21 @@
-"""Recovery of several work units on the real pipeline: whose images are whose in the end.
+"""Recovery of several work units on the real pipeline: what they tell each other, and whose images are whose in the end.
 
-Legend: C H W.
+Legend: N images, K classes of a unit, A all classes, F channels, L layers.
 """
 
+import numpy as np
 import pytest
 import torch
 from commands import ROOT
+from reference import recovery as reference
+from reference import targets as reference_targets
 
 from ray_ltdd import pipeline
 from ray_ltdd.config import load_config
+from ray_ltdd.data.augment import crop, draw_crop_boxes, draw_flips
 from ray_ltdd.executor import SilentReporter
 from ray_ltdd.runs import open_run
+from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.tasks.recovery import WavePlace
 
@@ -28,6 +33,7 @@ SETTINGS = (
     "recover.layer_weights={encoder.blocks.1.1: 3}",
     "relabel.labels=one",
 )
+LAYER_WEIGHTS = (10.0, 3.0)
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +77,52 @@ def test_without_steps_every_class_keeps_its_initial_images(opened):
         initial = artifact.tensors()
         for label in unit:
             assert torch.equal(tensors["image"][tensors["label"] == label], round_pixels(initial["image"][initial["label"] == label])), label
+
+
+def moments_of_all(distilled):
+    """The real set's moments as the store holds them, one pair [A, F] a layer."""
+    layers = distilled.moments[0].record["layers"]
+    stored = [artifact.tensors() for artifact in distilled.moments]
+    by_class = np.argsort(np.concatenate(distilled.units))
+    return [tuple(np.concatenate([tensors[f"{name}/{part}"] for tensors in stored])[by_class] for part in ("mean", "var")) for name in layers]
+
+
+def twins(run, distilled, wave):
+    """A wave of every unit at its start, for the reference."""
+    target_L = [tuple(map(torch.from_numpy, pair)) for pair in moments_of_all(distilled)]
+    for unit, artifact in zip(distilled.units, distilled.initial, strict=True):
+        classes, initial = list(unit), artifact.tensors()
+        rows = WavePlace(unit, wave, N_WAVES, N_STEPS).rows(IPC)
+        seed = derive_seed(run.config.seed, "recover", unit[0], wave)
+        own_L = [tuple(moment_AF[classes] for moment_AF in pair) for pair in target_L]
+        yield reference.Unit(classes, initial["label"][rows], initial["image"][rows], seed, own_L)
+
+
+def view(unit, step):
+    rng, n = generator("cpu", unit.seed, "recover-crops", step), len(unit.pixel)
+    return crop(unit.pixel, draw_crop_boxes(n, (0.7, 1.0), rng), draw_flips(n, rng), unit.pixel.shape[-1])
+
+
+@pytest.mark.parametrize("variance", ["mixture", "mean_of_classes"])
+def test_units_that_exchange_their_moments_recover_as_in_lock_step(opened, variance):
+    """Exchanges before the first, the third and the fifth of a wave's five steps."""
+    run, distilled = opened
+    config = changed(run.config, "calibrate", variance=variance)
+    target_L = [reference_targets.global_target(*pair, np.full(10, 0.1), variance) for pair in moments_of_all(distilled)]
+    target_L = [tuple(map(torch.from_numpy, pair)) for pair in target_L]
+    observer, pixel_scale = run.bench.expert(distilled.observer), float(run.bench.split.std_C.mean())
+    for wave, states in enumerate(recovered(opened, config)):
+        units = list(twins(run, distilled, wave))
+        reference.recover(config.recover, observer, units, view, target_L, LAYER_WEIGHTS, variance, pixel_scale)
+        for unit, state in zip(units, states, strict=True):
+            # 1e-6 was measured; a step moves a pixel by a hundredth
+            torch.testing.assert_close(state.tensors()["image"], unit.pixel.detach(), atol=2e-5, rtol=0)
+            assert state.record["loss"] == pytest.approx(unit.loss, rel=1e-5)
+
+
+def test_the_two_readings_of_the_variance_give_other_pixels(opened):
+    run, _ = opened
+    first, second = (recovered(opened, changed(run.config, "calibrate", variance=variance)) for variance in ("mixture", "mean_of_classes"))
+    for wave, other_wave in zip(first, second, strict=True):
+        for state, other in zip(wave, other_wave, strict=True):
+            assert (state.tensors()["image"] - other.tensors()["image"]).abs().max() > 0.01
