@@ -17,7 +17,7 @@ from ray_ltdd.executor import SilentReporter
 from ray_ltdd.runs import open_run
 from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.stages.recover import round_pixels
-from ray_ltdd.tasks.recovery import WavePlace
+from ray_ltdd.tasks.recovery import WavePlace, target_task
 
 IPC, N_WAVES, N_STEPS = 3, 2, 5
 SETTINGS = (
@@ -85,6 +85,20 @@ def moments_of_all(distilled):
     stored = [artifact.tensors() for artifact in distilled.moments]
     by_class = np.argsort(np.concatenate(distilled.units))
     return [tuple(np.concatenate([tensors[f"{name}/{part}"] for tensors in stored])[by_class] for part in ("mean", "var")) for name in layers]
+
+
+@pytest.mark.parametrize("variance", ["mixture", "mean_of_classes"])
+@pytest.mark.parametrize("weights", ["uniform", "sample", "effective_number"])
+def test_the_stored_target_is_what_its_settings_say(opened, weights, variance):
+    """All of them in one store: none may be taken for another."""
+    run, distilled = opened
+    config = changed(run.config, "calibrate", class_weights=weights, variance=variance, beta=0.9)
+    (target,) = run.executor.compute("Calibrate", [target_task(config, distilled.units, distilled.moments)])
+    weight_A = reference_targets.class_weights(weights, run.bench.split.count_K, 0.9)
+    for name, pair in zip(target.record["layers"], moments_of_all(distilled), strict=True):
+        expected = reference_targets.global_target(*pair, weight_A, variance)
+        for part, expected_F in zip(("mean", "var"), expected, strict=True):
+            np.testing.assert_allclose(target.tensors()[f"{name}/{part}"].numpy(), expected_F, rtol=1e-9, atol=1e-12)
 
 
 def twins(run, distilled, wave):
