@@ -42,7 +42,8 @@ N_ALL = 4
 CLASSES = (1, 3)
 LABEL_N = torch.tensor([1, 1, 1, 3, 3, 3])
 PIXEL_SCALE = 0.25
-CONFIG = RecoverConfig(steps=12, learning_rate=0.1, alignment_weight=0.1, min_scale=0.5)
+CONFIG = RecoverConfig(steps=12, learning_rate=0.1, alignment_weight=0.1, min_scale=0.5, layer_weights={"encoder.blocks.1.1": 3.0})
+LAYER_WEIGHTS = [10.0, 3.0]
 
 
 def smooth_images(n, seed):
@@ -72,7 +73,8 @@ def random_moments(n_classes, layers, seed):
 def problem(observe, variance="mixture", seed=11, label_N=LABEL_N):
     widths = [mean_NF.shape[1] for mean_NF, _ in observe(smooth_images(1, 0))[1]]
     own, whole = random_moments(2, widths, 1), random_moments(1, widths, 2)
-    targets = [LayerTarget(c, (g[0][0], g[1][0]), w) for c, g, w in zip(own, whole, (10.0, 1.0), strict=True)]
+    weight_L = [CONFIG.layer_weight(name, position) for position, name in enumerate(observe.layers)]
+    targets = [LayerTarget(c, (g[0][0], g[1][0]), w) for c, g, w in zip(own, whole, weight_L, strict=True)]
     others = [
         ClassSums.of(mean_AF[[0, 2]], var_AF[[0, 2]], target.global_moments[0])
         for (mean_AF, var_AF), target in zip(random_moments(N_ALL, widths, 3), targets, strict=True)
@@ -124,10 +126,18 @@ def test_the_loss_over_several_steps_is_its_formula(observe, variance, weights):
             CLASSES,
             [(t.class_moments[0].numpy(), t.class_moments[1].numpy()) for t in unit.targets],
             [(t.global_moments[0].numpy(), t.global_moments[1].numpy()) for t in unit.targets],
-            [10.0, 1.0],
+            LAYER_WEIGHTS,
             variance,
         )
         assert loss.item() == pytest.approx(by_hand, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "weight"), [("first", 0, 10.0), ("named", 0, 3.0), ("named", 2, 3.0), ("zero", 1, 0.0), ("other", 2, 1.0)]
+)
+def test_a_layer_weighs_what_its_name_says_and_else_what_its_place_does(name, position, weight):
+    assert RecoverConfig(layer_weights={"named": 3.0, "zero": 0.0}).layer_weight(name, position) == weight
+    assert RecoverConfig(first_layer_weight=4).layer_weight(name, position) == (4 if position == 0 else 1)
 
 
 def test_cutting_the_classes_into_units_changes_no_direction(observe):
