@@ -39,16 +39,37 @@ def recovery_loss(config, logit_NK, label_N, synthetic_L, others_L, own, class_t
     return config.alignment_weight * aligned + config.cross_entropy_weight * entropy
 
 
-def cosine(step, n_steps):
-    """Half a cosine from 1 to 0."""
-    return (1 + math.cos(math.pi * step / n_steps)) / 2
+def cosine(step, n_steps, n_warmup=0):
+    """Half a cosine from 1 to 0, after `n_warmup` equal steps up from 0, the last of which would reach 1 where the cosine begins."""
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    return (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup))) / 2
+
+
+@torch.no_grad()
+def clip(parameters, largest):
+    """g <- g min(1, largest / |g|), |g| over all parameters; the norm before, a number."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+    for gradient in gradients:
+        gradient *= min(1.0, largest / norm)
+    return norm
+
+
+@torch.no_grad()
+def move_average(average, module, decay):
+    """a <- decay a + (1 - decay) w for every weight and buffer; a counter is copied."""
+    for old, new in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
+        old.copy_(decay * old + (1 - decay) * new if old.is_floating_point() else new)
 
 
 class Sgd:
-    """SGD with L2 penalty and Nesterov's momentum as Sutskever wrote it for torch: v <- m v + g, p <- p - rate (g + m v), v_0 = g."""
+    """SGD with L2 penalty and momentum, v <- m v + g, v_0 = g; p <- p - rate (g + m v) in Nesterov's form as Sutskever wrote it for torch, else
+    p <- p - rate v."""
 
-    def __init__(self, parameters, momentum, weight_decay):
+    def __init__(self, parameters, momentum, weight_decay, nesterov=True):
         self.parameters, self.momentum, self.weight_decay, self.velocity = list(parameters), momentum, weight_decay, {}
+        self.nesterov = nesterov
 
     @torch.no_grad()
     def step(self, rate):
@@ -59,7 +80,7 @@ class Sgd:
             velocity = self.velocity.get(number)
             velocity = gradient if velocity is None else self.momentum * velocity + gradient
             self.velocity[number] = velocity.clone()
-            parameter -= rate * (gradient + self.momentum * velocity)
+            parameter -= rate * (gradient + self.momentum * velocity if self.nesterov else velocity)
             parameter.grad = None
 
 

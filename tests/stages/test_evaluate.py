@@ -78,11 +78,23 @@ def train(path, student=None, soft=None, config=CONFIG, n_steps=N_STEPS, n_view_
     return train_student(config, VIEWS, student or fresh(), bank, soft, n_steps, 5, n_view_epochs, BACKEND, slot_at(path), advance).tested
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-@pytest.mark.parametrize("ema_decay", [None, 0.8])
-def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
+HALVED = [1.0] * 5 + [0.5] * 3 + [0.25] * 2
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        *({"optimizer": optimizer, "ema_decay": ema_decay} for optimizer in ("adamw", "sgd", "muon") for ema_decay in (None, 0.8)),
+        {"warmup_share": 0.4},
+        {"halve_at": (0.5, 0.8)},
+        # a warm-up is without halvings
+        {"halve_at": (0.5, 0.8), "warmup_share": 0.4},
+    ],
+    ids=str,
+)
+def test_training_is_its_steps_written_out(tmp_path, chosen):
     """The last step counts; the average holds parameters and buffers (pitfall 31); the cosine does not jump (32)."""
-    config = CONFIG.model_copy(update={"optimizer": optimizer, "ema_decay": ema_decay, "learning_rate": 1e-3, "linear_step": 2.0})
+    config = CONFIG.model_copy(update={"learning_rate": 1e-3, "linear_step": 2.0} | chosen)
     # a bias before a batch norm has no gradient but rounding errors, which Adam blows up to whole steps in float32
     trained = train(tmp_path / "c", fresh().double(), labels_online(teacher()), config)
     twin = fresh().double().train()
@@ -92,18 +104,19 @@ def test_training_is_its_steps_written_out(tmp_path, optimizer, ema_decay):
         "adamw": lambda: reference.Adam(twin.parameters(), (0.9, 0.999), 0.1),
         "sgd": lambda: reference.Sgd(twin.parameters(), 0.9, 0.1),
         "muon": lambda: reference.Muon(twin.parameters(), 0.9, 0.1, linear_step=2.0),
-    }[optimizer]()
+    }[config.optimizer]()
+    n_warmup = 4 if "warmup_share" in chosen else 0
+    factors = HALVED if "halve_at" in chosen else [reference.cosine(t, N_STEPS, n_warmup) for t in range(N_STEPS)]
     for t in range(N_STEPS):
         epoch, step = divmod(t, 3)
         views = draw_epoch_views(VIEWS, 22, 8, 5, epoch, BACKEND.device)
         view_BCHW, partner_B, lambda_B = make_batch(VIEWS, BANK, views, step)
         label_B = BANK.label_N[views.index_SB[step]]
         loss_of(view_BCHW, label_B, label_B[partner_B], lambda_B, teacher()(view_BCHW)).backward()
-        recipe.step(1e-3 * reference.cosine(t, N_STEPS))
-        for old, new in zip(average.state_dict().values(), twin.state_dict().values(), strict=True):
-            old.copy_(0.8 * old + 0.2 * new if old.is_floating_point() else new)
+        recipe.step(1e-3 * factors[t])
+        reference.move_average(average, twin, 0.8)
     assert not trained.training
-    expected = (average if ema_decay else twin).state_dict()
+    expected = (average if config.ema_decay else twin).state_dict()
     for name, tensor in trained.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 

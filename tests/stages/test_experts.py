@@ -3,6 +3,9 @@
 Legend: N images, B batch, K classes, S steps.
 """
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -84,32 +87,51 @@ def test_the_loss_is_equation_7(alpha):
     assert loss.item() == pytest.approx(by_hand, rel=1e-5)
 
 
-@pytest.mark.parametrize(("debias", "optimizer", "rate"), [(True, "sgd", 0.05), (False, "sgd", 0.05), (True, "adamw", 2e-3), (True, "muon", 2e-3)])
-def test_training_is_its_steps_written_out(tmp_path, debias, optimizer, rate):
-    """alpha advances with every step, the rate follows the cosine, views come from (seed, epoch), the last weights are returned."""
-    chosen = {"epochs": 2, "debias": debias, "optimizer": optimizer, "learning_rate": rate, "linear_step": 2.0}
-    config = ExpertTraining(**TINY, warmup_share=0.0, weight_decay=0.01, logit_adjustment=0.3).model_copy(update=chosen)
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"debias": False},
+        {"optimizer": "adamw", "learning_rate": 2e-3},
+        {"optimizer": "muon", "learning_rate": 2e-3},
+        {"optimizer": "muon", "learning_rate": 2e-3, "nesterov": False},
+        {"nesterov": False},
+        {"warmup_share": 0.4},
+        {"gradient_clip": 1.0},
+        {"ema_decay": 0.8},
+    ],
+    ids=str,
+)
+def test_training_is_its_steps_written_out(tmp_path, chosen):
+    """alpha advances with every step, the rate follows the cosine, views come from (seed, epoch), the last weights or their average are returned."""
+    config = ExpertTraining(**TINY | {"epochs": 2, "warmup_share": 0.0, "weight_decay": 0.01, "logit_adjustment": 0.3, "linear_step": 2.0} | chosen)
     # a bias before a batch norm has no gradient but rounding errors, which Adam blows up to whole steps
-    normalization = "batch" if optimizer == "sgd" else "group"
+    normalization = "batch" if config.optimizer == "sgd" else "group"
     payload = train(config, slot_at(tmp_path), fresh_expert(normalization))
     twin = fresh_expert(normalization).train()
+    average = copy.deepcopy(twin)
     n_steps = len(BANK) // 32
     weight_K = torch.tensor(reference_losses.class_weights(COUNT_K.tolist(), config.class_weight_exponent)).float()
     adjustment_K = (0.3 * (COUNT_K.double() / COUNT_K.sum()).log()).float()
+    nesterov = chosen.get("nesterov", True)
     by_hand = {
-        "sgd": lambda: reference.Sgd(twin.parameters(), 0.9, 0.01),
+        "sgd": lambda: reference.Sgd(twin.parameters(), 0.9, 0.01, nesterov),
         "adamw": lambda: reference.Adam(twin.parameters(), (0.9, 0.999), 0.01),
-        "muon": lambda: reference.Muon(twin.parameters(), 0.9, 0.01, linear_step=2.0),
-    }[optimizer]()
+        "muon": lambda: reference.Muon(twin.parameters(), 0.9, 0.01, nesterov, linear_step=2.0),
+    }[config.optimizer]()
+    norms = []
     for epoch in range(2):
         draws, rng = draw_epoch(config, BANK.label_N, COUNT_K, n_steps, 7, epoch), generator("cpu", 7, "expert-views", epoch)
         for step in range(n_steps):
             t, last = epoch * n_steps + step, 2 * n_steps - 1
             views = draw_views(config, BANK, draws, step, rng)
             expert_loss(config, twin, weight_K, adjustment_K, BACKEND)(*views, torch.tensor((t / last) ** 2)).backward()
-            by_hand.step(config.learning_rate * reference.cosine(t, 2 * n_steps))
-    assert payload.record["n_steps"] == 2 * n_steps
-    for name, tensor in twin.state_dict().items():
+            norms.append(reference.clip(list(twin.parameters()), chosen.get("gradient_clip", math.inf)))
+            by_hand.step(config.learning_rate * reference.cosine(t, 2 * n_steps, n_warmup=8 if "warmup_share" in chosen else 0))
+            reference.move_average(average, twin, 0.8)
+    assert payload.record["n_steps"] == 2 * n_steps == 20
+    assert "gradient_clip" not in chosen or min(norms) < 1.0 < max(norms), "some gradients are clipped, some are not"
+    for name, tensor in (average if "ema_decay" in chosen else twin).state_dict().items():
         torch.testing.assert_close(payload.tensors[name], tensor, atol=2e-4, rtol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
