@@ -37,6 +37,19 @@ def test_positions_are_those_of_the_index(mapped, resident_bytes):
     assert got_BCHW[0, 0, 0, :2].tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("resident_bytes", [0, 10**6], ids=["mapped", "resident"])
+def test_pixels_are_the_rows_as_they_are_stored(mapped, resident_bytes):
+    image_NCHW, label_N = mapped
+    bank, position_B = ImageBank(image_NCHW, label_N, INDEX, CPU, resident_bytes), torch.tensor([4, 1, 0, 2, 4])
+    for _ in range(2):
+        pixel_BCHW = bank.pixels(position_B)
+        assert pixel_BCHW.dtype == torch.uint8
+        np.testing.assert_array_equal(pixel_BCHW.numpy(), np.stack([image_NCHW[row] for row in (0, 2, 7, 11, 0)]))
+        assert torch.equal(bank.take(position_B), pixel_BCHW / 255)
+        # what is done to them is not done to the bank
+        pixel_BCHW.zero_()
+
+
 def test_resident_and_mapped_images_are_the_same_bytes_and_stay_so(mapped):
     banks = [ImageBank(*mapped, INDEX, CPU, resident_bytes) for resident_bytes in (0, 10**6)]
     for _ in range(2):
