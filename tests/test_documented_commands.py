@@ -1,8 +1,13 @@
 """Every command and every setting the documents show is one that loads: a figure whose command has a typo cannot be made again."""
 
+import io
 import re
+import runpy
 import shlex
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -58,3 +63,33 @@ def test_settings_are_found_in_text():
         (None, ["split.g=h", "seed=3"]),
         (None, ["evalaute.epochs=1", "relabel.tau=2"]),
     ]
+
+
+BENCHMARKS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+def options_of(benchmark):
+    """Run it as its command line does, but for its help alone; return the options listed there."""
+    path, said = str(ROOT / "benchmarks" / benchmark), io.StringIO()
+    with patch.object(sys, "argv", [path, "--help"]), redirect_stdout(said), pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    assert end.value.code == 0
+    return set(re.findall(r"--[a-z-]+", said.getvalue().split("\noptions:\n")[1]))
+
+
+def options_shown(benchmark):
+    """All that follow its name in a document or in its own first lines."""
+    texts = [(ROOT / name).read_text() for name in DOCUMENTS] + [(ROOT / "benchmarks" / benchmark).read_text().split('"""')[1]]
+    commands = [re.split(r"`|\n\n", text)[0] for whole in texts for text in whole.split(f"benchmarks/{benchmark}")[1:]]
+    assert commands
+    return {option for command in commands for option in re.findall(r"(?<=[ \[])--[a-z-]+", command)}
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_a_benchmark_starts_and_has_the_options_shown(benchmark):
+    assert options_shown(benchmark) <= options_of(benchmark)
+
+
+def test_every_benchmark_shown_is_there():
+    shown = {name for document in DOCUMENTS for name in re.findall(r"benchmarks/(\w+\.py)", (ROOT / document).read_text())}
+    assert shown and shown <= set(BENCHMARKS)
