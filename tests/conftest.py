@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread, no compilation, small real data."""
+"""What all tests share: one torch thread, no compilation, small real data, a home folder of their own."""
 
 import os
 import shutil
@@ -13,12 +13,18 @@ LONGEST_FIRST = ("test_sweep", "test_failures", "test_ray_executor", "test_ray_f
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give matplotlib an empty configuration of this test run's own, which test processes and notebooks inherit."""
-    # the user's matplotlibrc is not ours to test, and the font list of the home folder can lack fonts: one written while an installation was being
-    # removed named only the system's, and every notebook with a formula then warned
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        folder = os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    """Give this test run an empty home folder of its own, which test processes, Ray's and notebooks inherit."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    home = Path(tempfile.mkdtemp(prefix="ray-ltdd-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    # compiled kernels lie there under a name made of their source: those of an earlier test run spare each process three seconds
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    own = {"XDG_CACHE_HOME": str(cache if os.access(cache, os.W_OK) else home / "cache")}
+    # data.root lies in the home folder: digits that an earlier version decoded there would be read in place of what this one decodes. And the user's
+    # matplotlibrc is not ours to test, and the font list of the home folder can lack fonts: one written while an installation was being removed named
+    # only the system's, and every notebook with a formula then warned
+    os.environ |= {**own, "HOME": str(home), "MPLCONFIGDIR": str(home / "matplotlib")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 import os
 import pickle
+import pwd
 import signal
 import subprocess
 import sys
@@ -208,6 +209,14 @@ def test_digits_by_default(tmp_path):
     prepared = prepare_dataset(DataConfig(root=str(tmp_path)))
     assert prepared.train.image_NCHW.shape == (1297, 1, 16, 16) and prepared.test.image_NCHW.shape == (500, 1, 16, 16)
     assert np.bincount(prepared.test.label_N).tolist() == [50] * 10
+
+
+def test_no_test_reads_what_an_earlier_version_decoded():
+    """Neither here nor in processes that a test starts: in the user's own folder, a change of the decoding would change nothing."""
+    users_own = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    show = "from ray_ltdd.data.prepare import DataConfig; print(DataConfig().root)"
+    elsewhere = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout.strip()
+    assert DataConfig().root == elsewhere and not Path(elsewhere).is_relative_to(users_own / ".cache")
 
 
 def test_corrupt_image_is_named_and_nothing_is_left(config, tmp_path):
