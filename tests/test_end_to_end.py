@@ -106,6 +106,29 @@ def test_a_gallery_is_drawn_from_the_store_and_nothing_is_trained_for_it(finishe
     assert re.fullmatch(r"ray-ltdd: Experts, expert ConvNet-2 .*: the store .*/empty does not hold it, .*\n", drawn.stderr), drawn.stderr
 
 
+def test_distilled_images_teach_more_than_real_ones(tmp_path):
+    """One image a class, in two work units, with the teacher's labels; and with its class alone, where images and labels joined in different orders
+    would mislead.
+    """
+    # top-1 of seeds 0, 1, 2, in percent: teacher's labels 88, 81, 87; classes alone 78, 65, 81; as many real images 68, 59, 65; chance 10
+    settings = ("experts.epochs=20", "distill.classes_per_unit=5", "distill.images_per_class=1", "recover.steps=30", "recover.exchange_every=10")
+    settings += ("evaluate.epochs=100", "evaluate.seeds=1", "evaluate.baselines=[random]")
+    settings += tuple(f"{role}.model.width=16" for role in ("observer", "teacher", "evaluate"))
+    settings += ("cluster.executor=inline", "compute={device: cpu, threads: 1}", f"output.root={tmp_path}")
+
+    def top1(*overrides):
+        config = load_config(ROOT / "configs" / "quickstart.yaml", [*settings, *overrides]).config
+        with open_run(config, SilentReporter()) as run:
+            distilled = pipeline.distil(config, run.bench, run.executor)
+            assert len(distilled.units) == 2
+            students = pipeline.evaluate(config, run.bench, run.executor, distilled).students
+        return {source: 100 * artifact.record["top1"] for source, (artifact,) in students.items()}
+
+    taught, classes_alone = top1(), top1("evaluate.soft_weight=0", "evaluate.hard_weight=1")
+    assert taught["distilled"] > taught["random"] + 10 and taught["random"] > 40
+    assert classes_alone["distilled"] > classes_alone["random"] > 40
+
+
 class Backwards:
     """An executor that hands its tasks to the real one in the opposite order."""
 
