@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from commands import ROOT, checksums, cli, command, tiny_run
 
 RAY = str(Path(sys.executable).with_name("ray"))
-START_SECONDS, STOP_SECONDS = 60, 20
+START_SECONDS, STOP_SECONDS, START_ATTEMPTS = 60, 20, 3
 
 pytestmark = pytest.mark.slow
 
@@ -74,10 +75,32 @@ def start_head(environment):
     arguments = [RAY, "start", "--head", "--block", "--dashboard-host", "127.0.0.1", "--include-dashboard", "true", "--disable-usage-stats"]
     arguments += ["--node-ip-address", "127.0.0.1", "--num-cpus", "1", "--object-store-memory", str(100 * 2**20)]
     arguments += [word for name, port in ports.items() for word in (f"--{name}", str(port))]
-    with Path(environment["RAY_TMPDIR"], "start.log").open("w") as log:
+    with start_log(environment).open("w") as log:
         # jobs start where Ray was started, as on a cluster's head
         process = subprocess.Popen(arguments, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     return process, JobServer(f"http://127.0.0.1:{ports['dashboard-port']}", environment)
+
+
+@contextmanager
+def running_head(environment, token):
+    """A head that answers. Another test process may take one of its ports between our look and Ray's: Ray then ends, and is started on others."""
+    for _ in range(START_ATTEMPTS):
+        process, server = start_head(environment)
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            while process.poll() is None:
+                if server.version(token) == 200:
+                    yield server
+                    return
+                assert time.monotonic() < deadline, start_log(environment).read_text()
+                time.sleep(0.5)
+        finally:
+            stop_head(process)
+    raise AssertionError(start_log(environment).read_text())
+
+
+def start_log(environment):
+    return Path(environment["RAY_TMPDIR"], "start.log")
 
 
 def stop_head(process):
@@ -102,15 +125,10 @@ def job_server(token):
     (folder / "token").write_text(token)
     (folder / "token").chmod(0o600)
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
-    process, server = start_head({name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own)
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while server.version(token) != 200:
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "start.log").read_text()
-            time.sleep(0.5)
-        yield server
+        with running_head({name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own, token) as server:
+            yield server
     finally:
-        stop_head(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
