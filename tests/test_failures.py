@@ -1,7 +1,9 @@
 """Killed processes, Ctrl-C, and every kind of bad input."""
 
 import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -21,21 +23,31 @@ ALWAYS_SAVED = "output.checkpoint_seconds=0"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed_output(tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     assert cli(*tiny_run(output)).returncode == 0
-    return checksums(output)
+    return output
 
 
-def disturb(output: Path, stage: str, number: signal.Signals, delay: float = 0.0, *overrides: str) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_output):
+    return checksums(undisturbed_output)
+
+
+def disturb(output: Path, stage: str, number: signal.Signals, *overrides: str) -> subprocess.Popen[str]:
     """Start a run, and send it a signal once a checkpoint of `stage` is on disk."""
+    return disturb_at(output, f"store/checkpoints/{stage}-*.safetensors", number, *overrides)
+
+
+def disturb_at(output: Path, pattern: str, number: signal.Signals, *overrides: str) -> subprocess.Popen[str]:
+    """Start a run, and send it a signal once there is such a file in `output`."""
     # whoever started the tests may have had SIGINT ignored, which children inherit
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     arguments = command(*tiny_run(output, ALWAYS_SAVED, *overrides))
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment(), preexec_fn=listen)
     deadline = time.monotonic() + 120
-    while not list((output / "store" / "checkpoints").glob(f"{stage}-*.safetensors")):
-        assert process.poll() is None, f"the run ended before {stage} was interrupted"
+    while not list(output.glob(pattern)):
+        assert process.poll() is None, f"the run ended before there was {pattern}"
         assert time.monotonic() < deadline
         time.sleep(0.001)
     os.kill(process.pid, number)
@@ -54,9 +66,31 @@ def test_killed_and_continued_gives_the_same_bytes(undisturbed, tmp_path, stage)
     assert not list((tmp_path / "store" / "checkpoints").iterdir()) and not list(tmp_path.rglob("*.partial*"))
 
 
+def left_for_people(output: Path) -> tuple[dict[str, bytes], list[dict[str, object]]]:
+    """The distilled dataset's files, the gallery, and the rows less where the run lies and how long its stages took."""
+    files = [file for file in [*output.glob("*/distilled/*"), *output.glob("*/gallery.png")] if ".partial" not in file.name]
+    (rows,) = output.glob("*/results/rows-*.parquet")
+    table = pq.read_table(rows).drop_columns(["settings", "stage_seconds"])
+    return {str(file.relative_to(output)): file.read_bytes() for file in files}, table.to_pylist()
+
+
+def test_killed_while_it_writes_what_people_read(undisturbed_output, tmp_path):
+    """All is computed; then rows, the distilled dataset, the summary and the gallery are written one after another."""
+    shutil.copytree(undisturbed_output / "store", tmp_path / "store")
+    for folder in ("results", "distilled"):
+        assert disturb_at(tmp_path, f"*/{folder}/*", signal.SIGKILL).returncode == -signal.SIGKILL
+    done = cli(*tiny_run(tmp_path, ALWAYS_SAVED), "--json")
+    assert done.returncode == 0, done.stderr
+    files, rows = left_for_people(tmp_path)
+    assert len(files) == 4 and len(rows) == 4
+    assert (files, rows) == left_for_people(undisturbed_output) and checksums(tmp_path) == checksums(undisturbed_output)
+    summary = json.loads(done.stdout)
+    assert json.loads((Path(summary["run"]) / "summary.json").read_text())["outcomes"] == summary["outcomes"]
+
+
 @pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.extended)])
 def test_ctrl_c_is_one_sentence_and_the_run_goes_on(undisturbed, tmp_path, executor):
-    process = disturb(tmp_path, "students", signal.SIGINT, 0.0, f"cluster.executor={executor}", "compute.threads=1")
+    process = disturb(tmp_path, "students", signal.SIGINT, f"cluster.executor={executor}", "compute.threads=1")
     errors = process.stderr.read()
     assert process.returncode == 130 and "Traceback" not in errors
     assert "interrupted; the same command continues" in errors
