@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,3 +50,23 @@ def shared_data() -> Path:
     if not all((folder / name / "train.parquet").is_file() for name in ("cifar10", "cifar100")):
         pytest.skip(f"no CIFAR files in {folder}")
     return folder
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a small file system in memory; skips where that is not permitted."""
+    folder, shells = tmp_path / "mount", []
+    folder.mkdir()
+
+    def mount(options):
+        # the shell's input ends when this process does, however it does: a killed test run leaves no mount behind
+        script = 'mount -t tmpfs -o "$0" tmpfs "$1" && echo mounted && cat; umount -l "$1"'
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        shells.append(subprocess.Popen(["sh", "-c", script, options, str(folder)], **pipes, start_new_session=True))
+        if not shells[0].stdout.readline():
+            pytest.skip("mounting is not permitted here")
+        return folder
+
+    yield mount
+    for shell in shells:
+        shell.communicate()

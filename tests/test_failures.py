@@ -177,15 +177,8 @@ def test_bad_files(tmp_path, image_folder):
 @pytest.mark.parametrize(
     ("options", "reason", "setting"), [("size=64k", "No space left on device", "output.store"), ("ro", "Read-only file system", "output.root")]
 )
-def test_bad_disks(tmp_path, options, reason, setting):
-    mount = tmp_path / "mount"
-    mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mount)], capture_output=True).returncode:
-        pytest.skip("mounting is not permitted here")
-    try:
-        done = cli(*tiny_run(mount / "runs"))
-    finally:
-        subprocess.run(["umount", "-l", str(mount)], check=True)
+def test_bad_disks(mounted, options, reason, setting):
+    done = cli(*tiny_run(mounted(options) / "runs"))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert reason in done.stderr and f"set {setting} to another folder" in done.stderr
 

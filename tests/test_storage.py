@@ -20,21 +20,6 @@ from ray_ltdd.storage import atomic_file, atomic_folder, readable_os_error
 KEY = Key("stage", 1, {}, {}, 0)
 
 
-@pytest.fixture
-def mounted(tmp_path):
-    """Mounts a small file system in memory; skips where that is not permitted."""
-    folder = tmp_path / "mount"
-    folder.mkdir()
-
-    def mount(options):
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
-            pytest.skip("mounting is not permitted here")
-        return folder
-
-    yield mount
-    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
-
-
 def write_everything(folder):
     """Every kind of file a run leaves, one writer a call."""
     image = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8)
