@@ -1,12 +1,14 @@
 """Writing to disk so that nothing is ever half-written, and saying plainly when it cannot be done."""
 
 import errno
+import glob
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,6 +22,7 @@ _UNWRITABLE = _FULL | _NO_FOLDER | {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 LOCKS = "locks"
+SECONDS_OF_A_WRITER = 3600.0
 
 
 def is_store(folder: Path) -> bool:
@@ -83,8 +86,15 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(final: Path) -> Iterator[Path]:
-    """Give a temporary path beside `final`; when the block ends well the file there is flushed to disk and takes the place of `final`."""
+    """Give a temporary path beside `final`; when the block ends well the file there is flushed to disk and takes the place of `final`.
+
+    What a writer of `final` that was killed has left is removed once it is older than any writer at work.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob(f".????????.partial-{glob.escape(final.name)}"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > SECONDS_OF_A_WRITER:
+                left.unlink()
     temporary = final.with_name(f".{uuid.uuid4().hex[:8]}.partial-{final.name}")
     try:
         yield temporary

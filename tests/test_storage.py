@@ -121,3 +121,14 @@ def test_files_are_as_open_as_their_folder(tmp_path, mode):
         temporary.write_text("x")
         temporary.chmod(0o600)
     assert (tmp_path / "a").stat().st_mode & 0o777 == mode & 0o666
+
+
+def test_what_a_killed_writer_left_goes_and_what_another_writes_stays(tmp_path):
+    left, at_work, other = (tmp_path / f".{number:08d}.partial-{name}" for number, name in ((1, "[a] 1"), (2, "[a] 1"), (3, "b")))
+    for path in (left, at_work, other):
+        path.write_text("half")
+    for path in (left, other):
+        os.utime(path, (0, 0))
+    with atomic_file(tmp_path / "[a] 1") as temporary:
+        temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([at_work.name, other.name, "[a] 1"])
