@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from reference import rounds as reference
 
 from ray_ltdd.compute import Backend
+from ray_ltdd.data.augment import crop, draw_crop_boxes, draw_flips
 from ray_ltdd.data.bank import ImageBank
 from ray_ltdd.models.config import ModelConfig
 from ray_ltdd.models.expert import build_expert
+from ray_ltdd.seeding import generator
 from ray_ltdd.stages.select_crops import SelectCropsConfig, choose_in_rounds, select_crops
 
 BACKEND = Backend(torch.device("cpu"), torch.float32, "off")
@@ -151,6 +153,55 @@ def test_only_real_crops_are_scored():
     n_crops = 60 * 5 + 7 * 5 + 2 * 10
     assert sum(done) == n_crops
     assert len(set(shapes)) == 1 and len(shapes) == -(-n_crops // shapes[0][0])
+
+
+def linear_teacher(image_NCHW):
+    """A random teacher that looks at where things are: the mirror image, or another crop of the same image, has quite other logits."""
+    weight = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5)) / 4
+    return torch.einsum("nchw,kchw->nk", image_NCHW - 0.5, weight)
+
+
+def score_alone(image_CHW, label):
+    """The log-probability of the class for one image, class by class."""
+    logit_K = linear_teacher(image_CHW[None])[0].tolist()
+    return logit_K[label] - math.log(sum(math.exp(logit) for logit in logit_K))
+
+
+def offered(config, bank, label, m, seed):
+    """Every crop [N][M] that a class offers, drawn as a class draws and cut singly: the plain crop, mirrored afterwards."""
+    position_N = (bank.label_N == label).nonzero()[:, 0].tolist()
+    rng = generator("cpu", seed, "select_crops", label)
+    n = len(position_N)
+    box_R4, flip_R = draw_crop_boxes(n * m, (config.min_scale, config.max_scale), rng), draw_flips(n * m, rng)
+
+    def cut(i, j):
+        image_1CHW, row = bank.take(torch.tensor([position_N[i]])), i * m + j
+        plain_CHW = crop(image_1CHW, box_R4[row][None], torch.tensor([False]), bank.image_size)[0]
+        return plain_CHW.flip(2) if bool(flip_R[row]) else plain_CHW
+
+    return [[cut(i, j) for j in range(m)] for i in range(n)]
+
+
+def test_every_crop_is_scored_by_its_own_class_as_it_will_be_cut():
+    """Three classes of textured images, half of the crops mirrored, more than one pass: against crops cut and scored one at a time."""
+    ipc, bank = 12, build_bank(counts=[30, 9, 2])
+    config = SelectCropsConfig(crops_per_image=7, min_scale=0.2, confidence_threshold=0.5, max_rounds=4)
+    payload = select_crops(config, ipc, linear_teacher, bank, [2, 0, 1], BACKEND, 11)
+    expected, records = [], []
+    for label in (2, 0, 1):
+        image_NM = offered(config, bank, label, 7, 11)
+        score_NM = [[score_alone(image_CHW, label) for image_CHW in image_M] for image_M in image_NM]
+        chosen, *record = reference.choose(score_NM, ipc, 0.5, 4)
+        expected += [(image_NM[i][j], score_NM[i][j], label) for i, j in chosen]
+        records.append(record)
+    found = zip(payload.tensors["image"], payload.tensors["label"].tolist(), strict=True)
+    for (image_CHW, label), (expected_CHW, score, expected_label) in zip(found, expected, strict=True):
+        assert label == expected_label and torch.allclose(image_CHW, expected_CHW, atol=1e-6)
+        assert score_alone(image_CHW, label) == pytest.approx(score, abs=1e-5), "the image that is kept is the one that was scored"
+    names = ("n_rounds", "n_below_threshold", "n_after_rounds")
+    assert [payload.record[name] for name in names] == [list(column) for column in zip(*records, strict=True)]
+    # the rounds, the threshold and what comes after them all have a say
+    assert all(max(payload.record[name]) > min(payload.record[name]) for name in names)
 
 
 @pytest.mark.parametrize("method", ["confidence", "random", "noise"])
