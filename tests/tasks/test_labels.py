@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from commands import ROOT, TINY, checksums
+from reference import labels as reference
 from safetensors.torch import load_file
 
 from ray_ltdd import InputError, load_stored_views, pipeline
@@ -96,6 +97,37 @@ def test_mirror_averaged_labels_of_a_run_are_the_mean_of_both_asked(finished, tm
     assert torch.allclose(distilled.labels.images.tensors()["logit"].float(), expected_NK, atol=0.05)
     assert not torch.allclose(expected_NK, teacher(image_NCHW).float() - correction_K, atol=0.5)
     assert len(of_stage(tmp_path, "experts")) == len(of_stage(output, "experts")), "trained once"
+
+
+def test_a_student_with_its_teacher_in_the_loop_is_trained_on_calibrated_labels(finished, tmp_path, monkeypatch):
+    """Labels `online` by Eq. T, taken where the student's loss is: whoever asked the teacher, this is what the student learns."""
+    output, _, _, _ = finished
+    shutil.copytree(output / "store", tmp_path / "store")
+    seen, student_loss = [], evaluate.student_loss
+
+    def watched(*arguments):
+        loss = student_loss(*arguments)
+
+        def watch(view_BCHW, label_B, partner_label_B, lambda_B, target_BK):
+            seen.append((view_BCHW.clone(), target_BK.clone()))
+            return loss(view_BCHW, label_B, partner_label_B, lambda_B, target_BK)
+
+        return watch
+
+    monkeypatch.setattr(evaluate, "student_loss", watched)
+    opened, _ = run(tmp_path, "relabel.labels=online", "relabel.mirror_average=true", "relabel.views.flip=true")
+    teacher = opened.bench.expert(pipeline.distil(opened.config, opened.bench, opened.executor).teachers[0])
+    count_K = opened.bench.split.count_K.tolist()
+    assert len(seen) == 24
+    for view_BCHW, target_BK in seen[::8]:
+        logit_BK, mirrored_BK = (teacher(image_BCHW).tolist() for image_BCHW in (view_BCHW, view_BCHW.flip(3)))
+        expected_BK = torch.tensor(reference.calibrated_labels(logit_BK, mirrored_BK, count_K, 0.5))
+        assert target_BK.shape == (15, 10) and torch.allclose(target_BK, expected_BK, atol=1e-4)
+        # asking once, or not calibrating, is another label by far
+        plain_BK, uncalibrated_BK = (
+            torch.tensor(reference.calibrated_labels(logit_BK, *other)) for other in ((logit_BK, count_K, 0.5), (mirrored_BK, count_K, 0))
+        )
+        assert min(float((expected_BK - other_BK).abs().max()) for other_BK in (plain_BK, uncalibrated_BK)) > 0.1
 
 
 def load_images(opened):
