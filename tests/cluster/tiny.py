@@ -68,11 +68,13 @@ def numbered(context, slot, advance, number, scale=1):
 
 
 def slow(context, slot, advance, number, seconds):
-    """Work that can be watched."""
+    """Work that can be watched; says when it began and ended, on the one clock of this machine's processes."""
+    began = time.monotonic()
     for _ in range(10):
         time.sleep(seconds / 10)
         advance(number / 10)
-    return numbered(context, slot, lambda n: None, number)
+    payload = numbered(context, slot, lambda n: None, number)
+    return Payload(payload.tensors, payload.record | {"began": began, "ended": time.monotonic()})
 
 
 def failing(context, slot, advance, number, kind, marks):
