@@ -21,7 +21,7 @@ LEVELS = [
     {"tasks"},
     {"pipeline", "results", "search"},
     {"reporting", "doctor"},
-    {"sweep_view"},
+    {"sweep_view", "run_notes"},
     {"runs"},
     {"cluster"},
     {"cli_sweep", "cli_report"},

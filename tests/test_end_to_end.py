@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from commands import ROOT, TINY, checksums, cli, cli_here, tiny_run
+from commands import ROOT, TINY, checksums, cli, cli_here, command, environment, tiny_run
 from PIL import Image
 
 from ray_ltdd import load_distilled, pipeline
@@ -75,6 +76,49 @@ def test_the_same_command_computes_nothing_again(finished):
 def test_another_store_gets_the_same_bytes(finished, tmp_path):
     assert cli(*tiny_run(tmp_path)).returncode == 0
     assert checksums(tmp_path) == checksums(finished[0])
+
+
+def n_computed(*summaries):
+    return {title: sum(summary["stages"][title]["n_computed"] for summary in summaries) for title in summaries[0]["stages"]}
+
+
+def test_the_same_command_twice_at_once_computes_everything_once(finished, tmp_path):
+    arguments = command(*tiny_run(tmp_path), "--json")
+    processes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) for _ in range(2)]
+    said = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0] and not any("Traceback" in errors for _, errors in said), said
+    summaries = [json.loads(output) for output, _ in said]
+    assert all(summary["outcomes"] == finished[1]["outcomes"] for summary in summaries)
+    assert n_computed(*summaries) == n_computed(finished[1]), "one computes, the other waits"
+    assert checksums(tmp_path) == checksums(finished[0])
+    (rows,) = tmp_path.glob("*/results/*")
+    assert len(read_rows(rows.parent)) == 4 and not list(tmp_path.rglob("*.partial*"))
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_flipped_bits_are_warned_of_set_aside_and_computed_again(finished, tmp_path):
+    """In the last tensor of experts, initial and distilled images, of which nothing else is computed again."""
+    output = tmp_path / "runs"
+    shutil.copytree(finished[0], output)
+    before, stages = checksums(output), ("experts", "select_crops", "images")
+    damaged = [path for stage in stages for path in (output / "store" / stage).glob("*/payload.safetensors")]
+    assert len(damaged) == 4
+    for path in damaged:
+        flip_a_bit(path)
+    assert sum(before[name] != digest for name, digest in checksums(output).items()) == 4
+    done = cli(*tiny_run(output), "--json")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    for path in damaged:
+        assert re.search(rf"ray-ltdd: warning: artifact {path.parent} is damaged .*; set aside as .*, computing it again", done.stderr), done.stderr
+        assert len(list(path.parent.parent.glob(f"{path.parent.name}.damaged-*"))) == 1
+    assert checksums(output) == before
+    summary = json.loads(done.stdout)
+    assert summary["outcomes"] == finished[1]["outcomes"] and sum(n_computed(summary).values()) == 4
 
 
 def test_evaluate_and_gallery(finished):

@@ -62,7 +62,7 @@ def write_distilled(
 
 
 def write_labels(folder: Path, files: Mapping[str, tuple[Mapping[str, torch.Tensor], Mapping[str, str]]]) -> None:
-    """Write what a student's soft labels need: safetensors files by name, each with its tensors and a description in its header.
+    """Write what a student's soft labels need: safetensors files by name, each with its tensors and, as JSON in its header, a description.
 
     Raises:
         InputError: the folder cannot be written.
@@ -70,7 +70,8 @@ def write_labels(folder: Path, files: Mapping[str, tuple[Mapping[str, torch.Tens
     with readable_os_error(folder):
         for name, (tensors, description) in files.items():
             with atomic_file(folder / name) as temporary:
-                save_file(dict(tensors), temporary, dict(description))
+                # one entry, for safetensors writes several in an order of chance, and the same run must leave the same bytes
+                save_file(dict(tensors), temporary, {"description": json.dumps(dict(description))})
 
 
 def png_bytes(image_NCHW: torch.Tensor) -> int:
