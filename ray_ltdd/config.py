@@ -24,7 +24,7 @@ from ray_ltdd.data.prepare import DataConfig
 from ray_ltdd.data.split import SplitConfig
 from ray_ltdd.errors import InputError
 from ray_ltdd.placement import ClusterConfig
-from ray_ltdd.settings import Place, Settings
+from ray_ltdd.settings import WHERE_SECTIONS, WHERE_SETTINGS, Place, Settings
 from ray_ltdd.stages.calibrate import CalibrateConfig
 from ray_ltdd.stages.colours import ChangesColours
 from ray_ltdd.stages.evaluate import EvaluateConfig
@@ -160,17 +160,8 @@ class ExperimentConfig(Settings):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (first 12 hex digits) of everything but names, folders and sharing of work: equal fingerprints mean the same experiment."""
-        settings = self.model_dump(
-            mode="json",
-            exclude={
-                "name": True,
-                "output": True,
-                "cluster": True,
-                "data": {"root", "path"},
-                "compute": {"threads", "device"},
-                "relabel": {"epochs_per_task"},
-            },
-        )
+        where: dict[str, Any] = {**dict.fromkeys(WHERE_SECTIONS, True), **{section: set(names) for section, names in WHERE_SETTINGS.items()}}
+        settings = self.model_dump(mode="json", exclude=where)
         if self.cluster.expert_workers > 1:
             settings["expert_workers"] = self.cluster.expert_workers
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -9,6 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
+WHERE_SECTIONS = ("name", "output", "cluster")
+WHERE_SETTINGS = {"data": ("root", "path"), "compute": ("threads", "device"), "relabel": ("epochs_per_task",)}
+"""What says where and in which pieces work is done, in whole sections and in single settings: the same experiment may differ in it. Of `cluster`
+`expert_workers` alone changes an outcome, above 1."""
+
 
 class Settings(BaseModel):
     """Typed, immutable settings: unknown keys are refused, defaults are validated, every field states its meaning, unit and range.

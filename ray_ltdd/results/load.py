@@ -16,16 +16,12 @@ import pyarrow.parquet as pq
 
 from ray_ltdd.errors import InputError, on_one_line
 from ray_ltdd.results.rows import IDENTITY, SCHEMA
+from ray_ltdd.settings import WHERE_SECTIONS, WHERE_SETTINGS
 from ray_ltdd.storage import is_store
 
 _FILE = "__filename"
-# what does not change what is measured: names, places, how work is shared, and how many seeds and baselines stand beside this one
-_INCIDENTAL: dict[str, tuple[str, ...]] = {
-    "data": ("root", "path"),
-    "compute": ("threads", "device"),
-    "evaluate": ("seeds", "baselines"),
-    "relabel": ("epochs_per_task",),
-}
+# what does not change what is measured: places, how work is shared, and how many seeds and baselines stand beside this one
+_INCIDENTAL: dict[str, tuple[str, ...]] = {**WHERE_SETTINGS, "evaluate": ("seeds", "baselines")}
 # the settings a network that saw no distilled image depends on
 _BASELINE = ("data", "split", "distill", "evaluate", "compute")
 
@@ -99,7 +95,7 @@ def recipe(settings: Mapping[str, Any], method: str, apart_from: Mapping[str, Se
         method: the row's; baselines and experts do not depend on how images are distilled.
         apart_from: section -> names of settings that may differ too.
     """
-    kept = {name: value for name, value in settings.items() if name not in ("name", "seed", "output", "cluster")}
+    kept = {name: value for name, value in settings.items() if name not in ("seed", *WHERE_SECTIONS)}
     if method in ("random", "whole"):
         kept = {name: kept.get(name) for name in _BASELINE} | {"views": (settings.get("relabel") or {}).get("views")}
     elif method in ("observer", "teacher"):
