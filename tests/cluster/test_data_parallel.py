@@ -69,7 +69,6 @@ def whole(spec, tmp_path_factory):
     return payload, task, folder, done
 
 
-@pytest.mark.extended
 def test_two_processes_train_an_expert(whole, spec):
     payload, task, folder, done = whole
     assert sum(done) == task.n_images and len(done) > 1 and min(done) > 0
