@@ -72,7 +72,7 @@ def show(
         print(json.dumps(values, indent=1))
         return
     headings = ("setting", "value", "from", *(["meaning"] if meanings else []))
-    rows = [(name, json.dumps(value), loaded.origins[name], setting_meaning(name))[: len(headings)] for name, value in leaves(values)]
+    rows = [(name, json.dumps(value), loaded.origins[name], *([setting_meaning(name)] if meanings else [])) for name, value in leaves(values)]
     console = make_console()
     if not console.is_terminal:
         for name, value, *rest in rows:

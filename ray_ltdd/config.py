@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -254,10 +255,15 @@ def setting_meanings(model: type[BaseModel] = ExperimentConfig, prefix: str = ""
 
 def setting_meaning(name: str) -> str:
     """What the setting of this dotted name means; a name inside a setting's value, as of `recover.layer_weights`, means what the setting does."""
-    meanings = dict(setting_meanings())
+    meanings = _all_meanings()
     while name and name not in meanings:
         name = name.rpartition(".")[0]
     return meanings[name]
+
+
+@cache
+def _all_meanings() -> dict[str, str]:
+    return dict(setting_meanings())
 
 
 def setting_names(model: type[BaseModel] = ExperimentConfig, inside_optional: bool = False) -> Iterator[str]:

@@ -92,7 +92,8 @@ def atomic_file(final: Path) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     for left in final.parent.glob(f".????????.partial-{glob.escape(final.name)}"):
-        with suppress(FileNotFoundError):
+        # one that others remove at the same time, or that is not ours to remove, is no reason not to write
+        with suppress(OSError):
             if time.time() - left.stat().st_mtime > SECONDS_OF_A_WRITER:
                 left.unlink()
     temporary = final.with_name(f".{uuid.uuid4().hex[:8]}.partial-{final.name}")
@@ -106,7 +107,7 @@ def atomic_file(final: Path) -> Iterator[Path]:
 
 def _publish(path: Path) -> None:
     # safetensors makes its files readable by their owner alone, which shuts out the others of a shared store: who may read the folder may read them
-    path.chmod(path.parent.stat().st_mode & 0o666)
+    path.chmod(path.parent.stat().st_mode & 0o644)
     _flush(path)
 
 

@@ -113,14 +113,14 @@ def test_of_two_writers_of_one_folder_the_first_stays(tmp_path):
     assert (tmp_path / "final" / "x").read_text() == "quick" and [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-@pytest.mark.parametrize("mode", [0o700, 0o750, 0o775])
-def test_files_are_as_open_as_their_folder(tmp_path, mode):
-    """Who keeps a folder to themselves keeps what a run writes there; who shares it, shares that."""
+@pytest.mark.parametrize(("mode", "readable"), [(0o700, 0o600), (0o750, 0o640), (0o775, 0o644), (0o777, 0o644)])
+def test_files_are_as_readable_as_their_folder_and_writable_by_their_owner(tmp_path, mode, readable):
+    """Who keeps a folder to themselves keeps what a run writes there; in one that all may write to, as /tmp, a file is its owner's."""
     tmp_path.chmod(mode)
     with atomic_file(tmp_path / "a") as temporary:
         temporary.write_text("x")
         temporary.chmod(0o600)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == mode & 0o666
+    assert (tmp_path / "a").stat().st_mode & 0o777 == readable
 
 
 def test_what_a_killed_writer_left_goes_and_what_another_writes_stays(tmp_path):
