@@ -10,6 +10,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+from ray_ltdd.config import load_config
+from ray_ltdd.executor import SilentReporter
+from ray_ltdd.runs import Run, open_run
+
 ROOT = Path(__file__).parents[1]
 TINY = (
     "experts.epochs=4",
@@ -25,6 +29,12 @@ TINY = (
     # a Ray of its own takes each command ten seconds; tests/cluster/ has the ones that need it
     "cluster.executor=inline",
 )
+
+
+def quickstart_run(output: Path, *overrides: str) -> Run:
+    """A run of the quick start with these settings into `output`, in this process."""
+    config = load_config(ROOT / "configs" / "quickstart.yaml", [*overrides, f"output.root={output}"]).config
+    return open_run(config, SilentReporter())
 
 
 def command(*arguments: str) -> list[str]:

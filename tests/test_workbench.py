@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-from commands import ROOT, TINY
+from commands import TINY, quickstart_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_ltdd import workbench
-from ray_ltdd.config import load_config
-from ray_ltdd.executor import SilentReporter
 from ray_ltdd.pipeline import train_experts
-from ray_ltdd.runs import open_run
 from ray_ltdd.workbench import Recent
 
 
@@ -32,8 +29,7 @@ def test_the_things_used_last_are_kept_and_each_of_the_others_is_let_go_once(nam
 def test_a_process_that_meets_more_experts_than_it_keeps_answers_as_before(tmp_path, monkeypatch):
     monkeypatch.setattr(workbench, "N_EXPERTS", 1)
     monkeypatch.setattr(workbench, "N_FUNCTIONS", 2)
-    names = [*TINY, "experts.epochs=1", "experts.accuracy_floor=0", "teacher_seeds=2", f"output.root={tmp_path}"]
-    with open_run(load_config(ROOT / "configs" / "quickstart.yaml", names).config, SilentReporter()) as run:
+    with quickstart_run(tmp_path, *TINY, "experts.epochs=1", "experts.accuracy_floor=0", "teacher_seeds=2") as run:
         observer, *teachers = train_experts(run.config, run.bench, run.executor)
         image_NCHW = run.bench.bank("train").take(torch.arange(8))
 

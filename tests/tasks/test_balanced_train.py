@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-from commands import ROOT
+from commands import quickstart_run
 
 from ray_ltdd import workbench
-from ray_ltdd.config import load_config
 from ray_ltdd.errors import InputError
-from ray_ltdd.executor import SilentReporter
 from ray_ltdd.results.rows import read_rows
-from ray_ltdd.runs import execute, open_run
+from ray_ltdd.runs import execute
 
 TINY = (
     "cluster.executor=inline",
@@ -21,7 +19,7 @@ TINY = (
 
 
 def opened(folder, *overrides):
-    return open_run(load_config(ROOT / "configs" / "quickstart.yaml", [*TINY, *overrides, f"output.root={folder}"]).config, SilentReporter())
+    return quickstart_run(folder, *TINY, *overrides)
 
 
 @pytest.mark.parametrize("most", [3, 100])

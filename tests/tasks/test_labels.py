@@ -7,15 +7,13 @@ import shutil
 
 import pytest
 import torch
-from commands import ROOT, TINY, checksums
+from commands import TINY, checksums, quickstart_run
 from reference import labels as reference
 from safetensors.torch import load_file
 
 from ray_ltdd import InputError, load_stored_views, pipeline
-from ray_ltdd.config import load_config
-from ray_ltdd.executor import SilentReporter
 from ray_ltdd.results.distilled_views import VIEW_LOGITS
-from ray_ltdd.runs import execute, open_run
+from ray_ltdd.runs import execute
 from ray_ltdd.stages import evaluate
 from ray_ltdd.stages.relabel import prior_correction
 
@@ -24,8 +22,7 @@ STORED = ("relabel.labels=stored", "relabel.stored_epochs=4", "relabel.tau=0.5",
 
 
 def run(output, *overrides):
-    names = [*TINY, *STORED, f"output.root={output}", "evaluate.epochs=6", "recover.steps=4", *overrides]
-    opened = open_run(load_config(ROOT / "configs" / "quickstart.yaml", names).config, SilentReporter())
+    opened = quickstart_run(output, *TINY, *STORED, "evaluate.epochs=6", "recover.steps=4", *overrides)
     return opened, execute(opened)
 
 

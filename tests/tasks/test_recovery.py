@@ -6,15 +6,12 @@ Legend: N images, K classes of a unit, A all classes, F channels, L layers.
 import numpy as np
 import pytest
 import torch
-from commands import ROOT
+from commands import quickstart_run
 from reference import recovery as reference
 from reference import targets as reference_targets
 
 from ray_ltdd import pipeline
-from ray_ltdd.config import load_config
 from ray_ltdd.data.augment import crop, draw_crop_boxes, draw_flips
-from ray_ltdd.executor import SilentReporter
-from ray_ltdd.runs import open_run
 from ray_ltdd.seeding import derive_seed, generator
 from ray_ltdd.stages.recover import round_pixels
 from ray_ltdd.tasks.recovery import WavePlace, target_task
@@ -39,8 +36,7 @@ LAYER_WEIGHTS = (10.0, 3.0)
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     """A run on digits and what it distilled."""
-    names = [*SETTINGS, f"output.root={tmp_path_factory.mktemp('runs')}"]
-    with open_run(load_config(ROOT / "configs" / "quickstart.yaml", names).config, SilentReporter()) as run:
+    with quickstart_run(tmp_path_factory.mktemp("runs"), *SETTINGS) as run:
         yield run, pipeline.distil(run.config, run.bench, run.executor)
 
 

@@ -7,12 +7,9 @@ from itertools import combinations
 
 import pytest
 import torch
-from commands import ROOT, TINY
+from commands import TINY, quickstart_run
 
 from ray_ltdd import pipeline
-from ray_ltdd.config import load_config
-from ray_ltdd.executor import SilentReporter
-from ray_ltdd.runs import open_run
 from ray_ltdd.stages import recover
 from ray_ltdd.tasks.distil import crops_task, expert_task
 from ray_ltdd.tasks.students import student_task
@@ -33,8 +30,7 @@ SEEDS = (0, 1)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The smallest run of two units and two waves."""
-    names = [*TINY, *SMALLEST, f"output.root={tmp_path_factory.mktemp('seeds')}"]
-    return open_run(load_config(ROOT / "configs" / "quickstart.yaml", names).config, SilentReporter())
+    return quickstart_run(tmp_path_factory.mktemp("seeds"), *TINY, *SMALLEST)
 
 
 @pytest.fixture(scope="module")
